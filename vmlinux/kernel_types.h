@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The kernel types that the BPF programs read, each trimmed to the fields they touch. Written by hand
+// after the BTF of Debian's kernels 6.1.192, 6.12.117 and 7.2.13 (scripts/vmlinux prints the full types
+// of a kernel to compare with). Offsets do not matter here: every access is relocated by CO-RE against
+// the BTF of the running kernel and its modules; only the names and the kinds of the fields do.
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef signed char __s8;
+typedef short __s16;
+typedef int __s32;
+typedef long long __s64;
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s32 s32;
+typedef __s64 s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u32 __wsum;
+typedef __u16 __sum16;
+typedef _Bool bool;
+#define true 1
+#define false 0
+#define NULL ((void *)0)
+
+// UAPI constants, fixed for ever: include/uapi/linux/bpf.h, if_ether.h, in.h, netfilter.h, nf_tables.h
+enum {
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
+};
+enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
+enum {
+	IPPROTO_ICMP = 1,
+	IPPROTO_TCP = 6,
+	IPPROTO_UDP = 17,
+	IPPROTO_DCCP = 33,
+	IPPROTO_ICMPV6 = 58,
+	IPPROTO_SCTP = 132,
+	IPPROTO_UDPLITE = 136,
+};
+enum {
+	NF_DROP = 0,
+	NF_VERDICT_MASK = 0xff,
+	NF_INET_NUMHOOKS = 5,
+	NFT_JUMP = -3,
+	NFT_GOTO = -4,
+	NFT_REG_VERDICT = 0,
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	char name[16];
+	int ifindex;
+	possible_net_t nd_net;
+};
+
+struct sock_common {
+	possible_net_t skc_net;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
+struct dst_entry {
+	struct net_device *dev;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
+	unsigned long _skb_refdst;
+	unsigned long _nfct;
+	unsigned int len;
+	int skb_iif;
+	__u32 mark;
+	__be16 protocol;
+	__u16 transport_header;
+	__u16 network_header;
+	unsigned int tail;
+	unsigned char *head;
+};
+
+enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };
+
+struct nf_hook_state {
+	u8 hook;
+	u8 pf;
+	struct net_device *in;
+	struct net_device *out;
+	struct net *net;
+};
+
+// ---- nf_tables (module) ----
+
+struct nft_verdict {
+	u32 code;
+	struct nft_chain *chain;
+};
+
+struct nft_data {
+	struct nft_verdict verdict;
+};
+
+struct nft_regs {
+	struct nft_verdict verdict;
+};
+
+struct nft_expr {
+	const void *ops;
+	unsigned char data[0] __attribute__((aligned(8)));
+};
+
+struct nft_immediate_expr {
+	struct nft_data data;
+	u8 dreg;
+};
+
+struct nft_pktinfo {
+	struct sk_buff *skb;
+	const struct nf_hook_state *state;
+};
+
+struct nft_table {
+	u64 handle;
+	u16 family : 6;
+	char *name;
+};
+
+// One flavor for each bit field: clang 14 fails on those that do not begin at bit 0.
+struct nft_rule_dp {
+	u64 is_last : 1;
+	unsigned char data[0];
+};
+struct nft_rule_dp___dlen {
+	u64 dlen : 12;
+};
+struct nft_rule_dp___handle {
+	u64 handle : 42;
+};
+
+struct nft_rule_blob {
+	unsigned long size;
+	unsigned char data[0];
+};
+
+struct nft_chain {
+	struct nft_rule_blob *blob_gen_0;
+	struct nft_rule_blob *blob_gen_1;
+	struct nft_table *table;
+	u64 handle;
+	char *name;
+};
+
+struct nft_base_chain {
+	u8 policy;
+	struct nft_chain chain;
+};
+
+// ---- x_tables (module) ----
+
+struct xt_table_info {
+	unsigned int size;
+	unsigned int number;
+	unsigned int hook_entry[NF_INET_NUMHOOKS];
+	unsigned int underflow[NF_INET_NUMHOOKS];
+	void ***jumpstack;
+	unsigned char entries[0];
+};
+
+struct xt_table {
+	struct xt_table_info *private;
+	u8 af;
+	char name[32];
+};
+
+struct xt_target {
+	char name[29];
+};
+
+struct thread_info {
+	u64 preempt_count; // arm64 only
+};
+
+struct task_struct {
+	struct thread_info thread_info;
+	void *stack;
+	unsigned int flags;
+};
+
+struct rq {
+	int cpu;
+};
+
+#pragma clang attribute pop
+
+// ---- UAPI layouts, fixed for ever: include/uapi/linux/netfilter*/ , ip.h, ipv6.h ----
+
+struct xt_counters {
+	__u64 pcnt, bcnt;
+};
+
+struct xt_entry_target_head {
+	__u16 target_size;
+	struct xt_target *target; // in the kernel's own copy of the entry
+	__u8 rest[16];
+	union {
+		int verdict;        // of a standard target
+		char errorname[30]; // of an ERROR target: the name of the user chain that begins here
+	};
+};
+
+struct ipt_entry {
+	__u8 ip[84];
+	__u32 nfcache;
+	__u16 target_offset;
+	__u16 next_offset;
+	__u32 comefrom;
+	struct xt_counters counters;
+};
+
+struct ip6t_entry {
+	__u8 ipv6[136];
+	__u32 nfcache;
+	__u16 target_offset;
+	__u16 next_offset;
+	__u32 comefrom;
+	struct xt_counters counters;
+};
+
+struct iphdr {
+	__u8 ihl : 4, version : 4;
+	__u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6hdr {
+	__u8 priority : 4, version : 4;
+	__u8 flow_lbl[3];
+	__be16 payload_len;
+	__u8 nexthdr;
+	__u8 hop_limit;
+	__u8 saddr[16];
+	__u8 daddr[16];
+};
