@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Where packets die: the one program that emits. It asks, in this order: is the packet one that the user
+// asked for? who dropped it (what did the netfilter programs leave in the stash)? then it counts, and
+// sends one record. Everything that takes long happens once per cause.
+#pragma once
+
+#include "maps.h"
+#include <bpf/bpf_endian.h>
+#include "packet.h"
+#include "text.h"
+#include "nft_rule.h"
+
+// Userspace loads this object again when a module appears whose types were not known before, and hands
+// over from one instance to the other by writing `control`.
+const volatile __u32 instance;
+const volatile bool traces_nft; // nft_trail.h's programs are attached
+const volatile bool match_all;  // no range: every packet
+const volatile bool match_to;   // packets whose destination is in the range
+const volatile bool match_from; // packets whose source is
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} control SEC(".maps");
+
+struct range4 {
+	u32 prefix;
+	u8 address[4];
+};
+struct range6 {
+	u32 prefix;
+	u8 address[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct range4);
+	__type(value, u8);
+} ranges4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct range6);
+	__type(value, u8);
+} ranges6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct tsdt_cause_key);
+	__type(value, struct tsdt_cause);
+} causes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tsdt_flow_key);
+	__type(value, u64);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TSDT_LOST_MAX);
+	__type(key, u32);
+	__type(value, u64);
+} lost SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} last_cause_id SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);
+} events SEC(".maps");
+
+// The function that a location is in, where that matters.
+enum place {
+	PLACE_OTHER = 1,
+	PLACE_NFT_DO_CHAIN = 2,
+	PLACE_NF_HOOK_SLOW = 3,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u32);
+} places SEC(".maps");
+
+struct scratch {
+	struct tsdt_drop drop;
+	struct tsdt_cause cause;
+	struct tsdt_flow_key flow;
+	struct path path;
+	u64 skb; // its address as a number: functions that are verified on their own take no kernel pointers
+	char symbol[TSDT_SYMBOL_LEN];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+static __always_inline struct scratch *this_cpu_scratch(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+static const struct tsdt_cause no_cause;
+
+static __always_inline void count_lost(u32 where)
+{
+	u64 *count = bpf_map_lookup_elem(&lost, &where);
+
+	if (count)
+		(*count)++;
+}
+
+// The verdict that a table left for this packet, taken out of the stash, whether the packet matches the filter
+// or not, since its skb will be used again for another one. Returns its index, or TSDT_VERDICTS.
+__noinline int take_verdict(struct stash *stash, u64 skb)
+{
+	int found = TSDT_VERDICTS;
+
+	if (!stash)
+		return found;
+	stash->pending = 0;
+	for (u32 i = 0; i < TSDT_VERDICTS; i++) {
+		if (stash->verdict[i].skb != skb) {
+			if (stash->verdict[i].skb)
+				stash->pending = 1;
+			continue;
+		}
+		stash->verdict[i].skb = 0;
+		if (bpf_ktime_get_ns() - stash->verdict[i].mono_ns < TSDT_VERDICT_MAX_AGE_NS)
+			found = i;
+	}
+	return found;
+}
+
+static __always_inline bool in_ranges(const u8 *address, u8 family)
+{
+	if (family == 4) {
+		struct range4 key = {.prefix = 32};
+
+		__builtin_memcpy(key.address, address, 4);
+		return bpf_map_lookup_elem(&ranges4, &key);
+	} else {
+		struct range6 key = {.prefix = 128};
+
+		__builtin_memcpy(key.address, address, 16);
+		return bpf_map_lookup_elem(&ranges6, &key);
+	}
+}
+
+// Whether the packet is one that the user asked for.
+__noinline int wanted(struct tsdt_drop *drop)
+{
+	if (match_all)
+		return 1;
+	if (!drop || !drop->family)
+		return 0;
+	drop->to_range = in_ranges(drop->daddr, drop->family);
+	drop->from_range = in_ranges(drop->saddr, drop->family);
+	return (match_to && drop->to_range) || (match_from && drop->from_range);
+}
+
+__noinline int place_of(u64 location, struct scratch *scratch)
+{
+	u32 *known = bpf_map_lookup_elem(&places, &location);
+	u32 place = PLACE_OTHER;
+
+	if (known)
+		return *known;
+	if (!scratch)
+		return place;
+	compat_symbol(scratch->symbol, sizeof(scratch->symbol), location);
+	if (begins_with(scratch->symbol, "nft_do_chain+", 13))
+		place = PLACE_NFT_DO_CHAIN;
+	else if (begins_with(scratch->symbol, "nf_hook_slow+", 13))
+		place = PLACE_NF_HOOK_SLOW;
+	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
+	return place;
+}
+
+static __always_inline void device_name(char *out, struct net_device *dev)
+{
+	if (dev)
+		bpf_probe_read_kernel_str(out, TSDT_IFNAME_LEN, BPF_CORE_READ(dev, name));
+}
+
+static __always_inline u32 netns_of(struct net_device *dev)
+{
+	return dev ? BPF_CORE_READ(dev, nd_net.net, ns.inum) : 0;
+}
+
+// What netfilter's state says of the packet: the hook and both devices.
+static __always_inline void apply_state(struct scratch *scratch, const struct nf_hook_state *state)
+{
+	struct tsdt_cause_key *key = &scratch->drop.key;
+
+	key->hook = BPF_CORE_READ(state, hook);
+	key->pf = BPF_CORE_READ(state, pf);
+	key->netns = BPF_CORE_READ(state, net, ns.inum);
+	device_name(scratch->drop.in_dev, BPF_CORE_READ(state, in));
+	device_name(scratch->drop.out_dev, BPF_CORE_READ(state, out));
+}
+
+static __always_inline u8 policy_of(u64 chain)
+{
+	u64 base = chain - bpf_core_field_offset(struct nft_base_chain, chain);
+	u8 policy = 0xff;
+
+	bpf_probe_read_kernel(&policy, sizeof(policy), (void *)(base + bpf_core_field_offset(struct nft_base_chain, policy)));
+	return policy;
+}
+
+// nf_tables: what the trail of the traversal `pkt` says.
+__noinline int attribute_nft(struct scratch *scratch, u64 pkt)
+{
+	struct tsdt_cause_key *key;
+	u64 base_chain;
+
+	if (!traces_nft || !scratch)
+		return 0;
+	key = &scratch->drop.key;
+	key->source = TSDT_SOURCE_NETFILTER;
+	key->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+	key->rule = 0;
+	key->generation = generation(TSDT_GENERATION_NF_TABLES);
+	base_chain = read_trail(this_cpu_trail(), pkt, &scratch->path);
+	if (!base_chain)
+		return 0;
+	if (scratch->path.dropped_by) {
+		if (!scratch->path.complete)
+			return 0;
+		key->source = TSDT_SOURCE_NFT_RULE;
+		key->unknown = TSDT_UNKNOWN_NONE;
+		key->rule = scratch->path.dropped_by;
+		key->path_hash = scratch->path.hash;
+		return 0;
+	}
+	// No expression said drop: the policy did, if it is to drop.
+	key->unknown = TSDT_UNKNOWN_EXPRESSION;
+	if (policy_of(base_chain) == NF_DROP) {
+		key->source = TSDT_SOURCE_NFT_POLICY;
+		key->unknown = TSDT_UNKNOWN_NONE;
+		key->rule = base_chain;
+	}
+	return 0;
+}
+
+struct live_search {
+	struct trail *trail;
+	u64 skb;
+	u64 pkt; // struct nft_pktinfo *, once found
+};
+
+static long visit_live(u32 back, struct live_search *search)
+{
+	struct nft_pktinfo *pkt = (void *)trail_step(search->trail, back)->pkt;
+
+	if (!pkt || (u64)BPF_CORE_READ(pkt, skb) != search->skb)
+		return 0;
+	search->pkt = (u64)pkt;
+	return 1;
+}
+
+// nft_do_chain is freeing the packet itself (6.7; in Debian's 6.1 too), so its traversal is still under way, and
+// its nft_pktinfo is alive: the newest one in the trail that belongs to this skb.
+__noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
+{
+	struct live_search search = {.trail = this_cpu_trail(), .skb = skb};
+	struct nft_pktinfo *pkt;
+
+	if (!traces_nft || !scratch)
+		return 0;
+	scratch->drop.key.source = TSDT_SOURCE_NETFILTER;
+	scratch->drop.key.unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &search, 0);
+	if (!search.pkt)
+		return 0;
+	pkt = (void *)search.pkt;
+	apply_state(scratch, BPF_CORE_READ(pkt, state));
+	return attribute_nft(scratch, search.pkt);
+}
+
+__noinline int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
+{
+	struct tsdt_cause_key *key;
+	struct tsdt_drop *drop;
+
+	if (!scratch || !verdict)
+		return 0;
+	drop = &scratch->drop;
+	key = &drop->key;
+
+	key->source = verdict->source;
+	key->unknown = verdict->unknown;
+	key->hook = verdict->hook;
+	key->pf = verdict->pf;
+	key->netns = verdict->netns;
+	key->rule = verdict->rule;
+	key->offset = verdict->offset;
+	key->generation = verdict->generation;
+	__builtin_memcpy(drop->jumpstack, verdict->jumpstack, sizeof(drop->jumpstack));
+	device_name(drop->in_dev, verdict->in);
+	device_name(drop->out_dev, verdict->out);
+	return 0;
+}
+
+// Without netfilter's state, skb->dev is where the packet came in or where it was about to leave.
+__noinline int attribute_devices(struct scratch *scratch, u64 skb_address)
+{
+	struct sk_buff *skb = (struct sk_buff *)skb_address;
+	struct net_device *dev = BPF_CORE_READ(skb, dev);
+	u64 dst = BPF_CORE_READ(skb, _skb_refdst) & ~1UL; // SKB_DST_NOREF
+	struct tsdt_drop *drop;
+
+	if (!scratch)
+		return 0;
+	drop = &scratch->drop;
+	if (!drop->in_dev[0] && !drop->out_dev[0] && dev) {
+		if (drop->received && BPF_CORE_READ(dev, ifindex) == BPF_CORE_READ(skb, skb_iif))
+			device_name(drop->in_dev, dev);
+		else
+			device_name(drop->out_dev, dev);
+	}
+	if (!drop->key.netns)
+		drop->key.netns = netns_of(dev);
+	if (!drop->key.netns && BPF_CORE_READ(skb, sk))
+		drop->key.netns = BPF_CORE_READ(skb, sk, __sk_common.skc_net.net, ns.inum);
+	if (!drop->key.netns && dst)
+		drop->key.netns = netns_of(BPF_CORE_READ((struct dst_entry *)dst, dev));
+	return 0;
+}
+
+// First met: describes the cause and enters it in the map. (Map keys and values must come out of a map before 6.2,
+// so this function finds the scratch space itself.)
+__noinline int add_cause(const struct verdict *verdict)
+{
+	struct scratch *scratch = this_cpu_scratch();
+	struct tsdt_cause *cause;
+	u32 zero = 0;
+	u32 *last_id = bpf_map_lookup_elem(&last_cause_id, &zero);
+
+	if (!scratch || !last_id)
+		return 0;
+	cause = &scratch->cause;
+	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
+	cause->key = scratch->drop.key;
+	cause->first_ns = scratch->drop.mono_ns;
+	cause->id = __sync_fetch_and_add(last_id, 1) + 1;
+	compat_symbol(cause->location, sizeof(cause->location), cause->key.location);
+	if (traces_nft && cause->key.source == TSDT_SOURCE_NFT_RULE) {
+		describe_path(&scratch->path, cause);
+	} else if (traces_nft && cause->key.source == TSDT_SOURCE_NFT_POLICY) {
+		describe_table(cause->key.rule, cause);
+		describe_chain(cause->key.rule, &cause->step[0]);
+		cause->steps = 1;
+	} else if (verdict) {
+		cause->family = verdict->family;
+		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
+		if (verdict->named) {
+			bpf_probe_read_kernel_str(cause->step[0].chain, sizeof(cause->step[0].chain), verdict->chain);
+			cause->step[0].number = verdict->number;
+			cause->steps = 1;
+		}
+	}
+	// Another CPU may have been faster: then its entry, and its id, stand.
+	bpf_map_update_elem(&causes, &cause->key, cause, BPF_NOEXIST);
+	return 0;
+}
+
+__noinline int count_flow(void)
+{
+	struct scratch *scratch = this_cpu_scratch();
+	struct tsdt_flow_key *key;
+	struct tsdt_drop *drop;
+	u64 one = 1, *count;
+
+	if (!scratch)
+		return 0;
+	drop = &scratch->drop;
+	key = &scratch->flow;
+	__builtin_memcpy(key->saddr, drop->saddr, sizeof(key->saddr));
+	__builtin_memcpy(key->daddr, drop->daddr, sizeof(key->daddr));
+	key->cause_id = drop->cause_id;
+	key->sport = drop->sport;
+	key->dport = drop->dport;
+	key->family = drop->family;
+	key->proto = drop->proto;
+	count = bpf_map_lookup_elem(&flows, key);
+	if (!count && bpf_map_update_elem(&flows, key, &one, BPF_NOEXIST)) {
+		count = bpf_map_lookup_elem(&flows, key);
+		if (!count)
+			count_lost(TSDT_LOST_FLOW);
+	}
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return 0;
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
+{
+	struct verdict *verdict = NULL;
+	struct scratch *scratch;
+	struct tsdt_cause *cause;
+	struct tsdt_drop *drop;
+	struct stash *stash;
+	u32 zero = 0, place;
+	u64 address;
+	u32 *active = bpf_map_lookup_elem(&control, &zero);
+
+	if (!active || *active != instance)
+		return 0;
+	stash = this_cpu_stash();
+	scratch = this_cpu_scratch();
+	if (!stash || !scratch)
+		return 0;
+	scratch->skb = (u64)skb;
+	address = *(volatile u64 *)&scratch->skb;
+	if (stash->pending) {
+		u32 index = take_verdict(stash, address);
+
+		if (index < TSDT_VERDICTS)
+			verdict = &stash->verdict[index];
+	}
+	drop = &scratch->drop;
+	__builtin_memset(drop, 0, sizeof(*drop));
+	read_packet(drop, address);
+	if (!wanted(drop))
+		return 0;
+
+	drop->mono_ns = bpf_ktime_get_ns();
+	drop->cpu = bpf_get_smp_processor_id();
+	drop->key.location = (u64)location;
+	drop->key.reason = compat_kfree_skb_reason(ctx);
+	drop->key.hook = 0xff;
+	place = place_of((u64)location, scratch);
+	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was
+	// about an earlier packet, in the same skb.
+	if (place != PLACE_NF_HOOK_SLOW)
+		verdict = NULL;
+	if (verdict) {
+		attribute_verdict(scratch, verdict);
+		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
+			attribute_nft(scratch, verdict->rule);
+	} else if (traces_nft && place == PLACE_NFT_DO_CHAIN) {
+		attribute_live_traversal(scratch, address);
+	} else if (place == PLACE_NFT_DO_CHAIN || place == PLACE_NF_HOOK_SLOW) {
+		drop->key.source = TSDT_SOURCE_NETFILTER;
+		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+	}
+	attribute_devices(scratch, address);
+	if (!drop->received && compat_in_process(ctx)) {
+		drop->pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(drop->comm, sizeof(drop->comm));
+	}
+
+	cause = bpf_map_lookup_elem(&causes, &drop->key);
+	if (!cause) {
+		add_cause(verdict);
+		cause = bpf_map_lookup_elem(&causes, &drop->key);
+	}
+	if (!cause) {
+		count_lost(TSDT_LOST_CAUSE);
+		return 0;
+	}
+	__sync_fetch_and_add(&cause->packets, 1);
+	__sync_fetch_and_add(&cause->bytes, drop->length);
+	cause->last_ns = drop->mono_ns;
+	drop->cause_id = cause->id;
+	count_flow();
+	if (bpf_ringbuf_output(&events, drop, sizeof(*drop), 0))
+		count_lost(TSDT_LOST_RING);
+	return 0;
+}

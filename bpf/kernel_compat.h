@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Every difference between kernels, each behind one accessor that names the version or the change it
+// answers. The programs themselves never look at a version.
+#pragma once
+
+#include <vmlinux.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+// The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).
+#define compat_kfree_skb_reason(ctx) \
+	(bpf_core_type_exists(enum skb_drop_reason) ? (u32)((ctx)[2]) : 0)
+
+// Whether the packet is being handled on behalf of the current process, rather than by an interrupt or a
+// softirq on top of it. `ctx` is the program's context, which lies on the stack that is in use.
+// x86 has no counter that BPF can read on every kernel, but runs interrupts and softirqs on stacks of their
+// own; what ksoftirqd and other kernel threads do is no process's doing either.
+static __always_inline bool compat_in_process(void *ctx)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
+
+	if (BPF_CORE_READ(task, flags) & kernel_thread)
+		return false;
+#ifdef __TARGET_ARCH_x86
+	const u64 thread_size = 16384; // without KASAN
+	u64 stack = (u64)BPF_CORE_READ(task, stack), here = 0;
+
+	bpf_probe_read_kernel(&here, sizeof(here), &ctx); // as a number: the verifier minds arithmetic on ctx
+	return here >= stack && here < stack + thread_size;
+#else
+	const u32 interrupted = 0x00ff0100; // NMI_MASK | HARDIRQ_MASK | SOFTIRQ_OFFSET
+
+	return !((u32)BPF_CORE_READ(task, thread_info.preempt_count) & interrupted);
+#endif
+}
+
+enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };
+
+// Whether a program may read past the end of a kernel struct that ends in a byte array, as in its expressions'
+// private data: then this is one load, before it is a call. The verifier allows it since 6.5 (2569c7b8726f); the
+// first release whose BTF tells is 6.6.
+#define compat_reads_trailing_bytes() bpf_core_enum_value_exists(enum bpf_attach_type___compat, BPF_TCX_INGRESS___compat)
+
+// A field of the private data of an expression, given as the type of that data.
+#define compat_expr_read(expr, type, field)                               \
+	({                                                                \
+		type *private__ = (type *)&(expr)->data[0];   \
+		typeof(private__->field) value__;                         \
+		if (compat_reads_trailing_bytes())                        \
+			value__ = private__->field;                       \
+		else                                                      \
+			value__ = BPF_CORE_READ(private__, field);        \
+		value__;                                                  \
+	})
+
+enum bpf_func_id___compat { BPF_FUNC_snprintf___compat };
+
+// The code address as the kernel prints it, "symbol+0x1/0x2 [module]"; empty before 5.13 (bpf_snprintf).
+static __always_inline void compat_symbol(char *out, u32 size, u64 address)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id___compat, BPF_FUNC_snprintf___compat)) {
+		static const char format[] = "%pS";
+
+		bpf_snprintf(out, size, format, &address, sizeof(address));
+	}
+}

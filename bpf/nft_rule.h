@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// From the address of an nf_tables expression to its rule: which chain's blob holds it, and which rule of
+// the blob. Runs only where a packet dies, and the slow part only when a rule drops for the first time.
+#pragma once
+
+#include "maps.h"
+
+struct path_step {
+	u64 chain; // struct nft_chain *
+	u64 expr;  // struct nft_expr * in that chain: a jump, or the one that dropped (the newest)
+};
+
+// The way of one traversal, newest first.
+struct path {
+	u32 steps;
+	u32 complete;   // it reaches back to the base chain
+	u32 verdicts;   // steps of the trail that say something, the drop included
+	u32 pad;
+	u64 dropped_by; // struct nft_expr *, 0 when no expression dropped
+	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
+	u64 hash;       // over the expressions
+	struct path_step step[TSDT_PATH_MAX];
+};
+
+#define MAX_RULES (1 << 20)
+
+// Address of the blob of `chain` that holds `expr`, or NULL. Both generations are looked at: they never
+// overlap while a reader may be in either.
+static __always_inline struct nft_rule_blob *blob_of(u64 chain_address, u64 expr)
+{
+	struct nft_chain *chain = (struct nft_chain *)chain_address;
+	const u32 data_at = bpf_core_field_offset(struct nft_rule_blob, data);
+	struct nft_rule_blob *blob = BPF_CORE_READ(chain, blob_gen_0);
+	u64 start = (u64)blob + data_at;
+
+	if (blob && expr >= start && expr < start + BPF_CORE_READ(blob, size))
+		return blob;
+	blob = BPF_CORE_READ(chain, blob_gen_1);
+	start = (u64)blob + data_at;
+	if (blob && expr >= start && expr < start + BPF_CORE_READ(blob, size))
+		return blob;
+	return NULL;
+}
+
+struct rule_search {
+	u64 at; // address of the next rule
+	u64 end;
+	u64 expr;
+	u64 handle;
+	u32 number;
+	u32 found;
+};
+
+// Rules are walked forward from the start of the blob: only so is each boundary known for certain.
+static long visit_rule(u32 index, struct rule_search *search)
+{
+	const struct nft_rule_dp *rule = (struct nft_rule_dp *)search->at;
+	const struct nft_rule_dp___dlen *length = (void *)rule;
+	const struct nft_rule_dp___handle *named = (void *)rule;
+	u64 data = search->at + bpf_core_field_offset(struct nft_rule_dp, data);
+
+	if (search->at >= search->end || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last))
+		return 1;
+	search->at = data + BPF_CORE_READ_BITFIELD_PROBED(length, dlen);
+	search->number++;
+	if (search->expr < data || search->expr >= search->at)
+		return 0;
+	search->handle = BPF_CORE_READ_BITFIELD_PROBED(named, handle);
+	search->found = 1;
+	return 1;
+}
+
+// The verdict of an nft_immediate. False when it loads a register instead.
+static __always_inline bool immediate_verdict(u64 expr_address, struct nft_verdict *verdict)
+{
+	struct nft_expr *expr = (struct nft_expr *)expr_address;
+	struct nft_immediate_expr *immediate = (struct nft_immediate_expr *)&expr->data[0];
+
+	verdict->code = BPF_CORE_READ(immediate, data.verdict.code);
+	verdict->chain = BPF_CORE_READ(immediate, data.verdict.chain);
+	return BPF_CORE_READ(immediate, dreg) == NFT_REG_VERDICT;
+}
+
+// A trail is read backward, from its newest step. What later steps decide on is kept in `path`, in a map: before 6.7
+// (ab5cfac139ab) the verifier takes what it finds on the stack at the first call of a callback for what will be there
+// at each, and removes branches that it then thinks dead.
+struct trail_reader {
+	struct trail *trail;
+	struct path *path;
+	u64 pkt;        // of the traversal
+	u64 jump_by;    // the expression of a TRAIL_JUMP_TO that comes next
+	u64 base_chain; // struct nft_chain *, once the beginning is reached
+};
+
+static long visit_step(u32 back, struct trail_reader *reader)
+{
+	struct trail_step *step = trail_step(reader->trail, back);
+	u64 address = step->what & ~(u64)TRAIL_KIND;
+	u32 kind = step->what & TRAIL_KIND;
+	struct path *path = reader->path;
+	u32 at = path->steps;
+	u64 chain = address; // entered by this step
+	u64 by = 0;          // the expression that led there, 0 for the beginning
+	bool drops = kind == TRAIL_DROP;
+
+	if (step->pkt != reader->pkt)
+		return 0;
+	if (kind == TRAIL_JUMP_BY) {
+		reader->jump_by = address;
+		path->verdicts++;
+		return 0;
+	}
+	if (kind == TRAIL_IMMEDIATE) {
+		struct nft_verdict verdict = {};
+
+		if (!immediate_verdict(address, &verdict))
+			return 0;
+		drops = (verdict.code & NF_VERDICT_MASK) == NF_DROP;
+		by = address;
+		chain = (u64)verdict.chain;
+	} else if (kind == TRAIL_JUMP_TO) {
+		by = reader->jump_by;
+	} else if (kind == TRAIL_BEGIN) {
+		reader->base_chain = address;
+	}
+	if (drops) {
+		if (!path->verdicts) { // only the newest verdict can have been the last word
+			path->dropped_by = address;
+			path->wanted = address;
+		}
+		path->verdicts++;
+		return 0;
+	}
+	path->verdicts++;
+	if (!path->wanted || !blob_of(chain, path->wanted))
+		return kind == TRAIL_BEGIN;
+	if (at >= TSDT_PATH_MAX)
+		return 1;
+	path->step[at].chain = chain;
+	path->step[at].expr = path->wanted;
+	path->steps = at + 1;
+	path->hash = (path->hash ^ path->wanted) * 0x100000001b3ULL;
+	path->hash ^= path->hash >> 29;
+	path->complete = kind == TRAIL_BEGIN;
+	path->wanted = by;
+	return path->complete;
+}
+
+// Reads the trail of the traversal `pkt`. Fills in `path` when an expression dropped. Returns the base chain, or 0
+// when the trail does not reach back to it.
+static __always_inline u64 read_trail(struct trail *trail, u64 pkt, struct path *path)
+{
+	struct trail_reader reader = {.trail = trail, .path = path, .pkt = pkt};
+
+	path->steps = 0;
+	path->verdicts = 0;
+	path->complete = 0;
+	path->dropped_by = 0;
+	path->wanted = 0;
+	path->hash = 0xcbf29ce484222325ULL;
+	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
+	return reader.base_chain;
+}
+
+static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *out)
+{
+	struct nft_chain *chain = (struct nft_chain *)chain_address;
+
+	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), BPF_CORE_READ(chain, name));
+	out->chain_handle = BPF_CORE_READ(chain, handle);
+	out->handle = 0;
+	out->number = 0;
+}
+
+static __always_inline void describe_table(u64 chain_address, struct tsdt_cause *cause)
+{
+	struct nft_table *table = BPF_CORE_READ((struct nft_chain *)chain_address, table);
+
+	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), BPF_CORE_READ(table, name));
+	cause->table_handle = BPF_CORE_READ(table, handle);
+	cause->family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
+}
+
+struct path_reader {
+	const struct path *path;
+	struct tsdt_cause *cause;
+};
+
+static long describe_step(u32 index, struct path_reader *reader)
+{
+	const struct path *path = reader->path;
+	struct tsdt_cause *cause = reader->cause;
+	struct rule_search search = {};
+	struct nft_rule_blob *blob;
+	u32 from = path->steps - 1 - index; // the path is newest first
+
+	if (index >= path->steps || index >= TSDT_PATH_MAX || from >= TSDT_PATH_MAX)
+		return 1;
+	describe_chain(path->step[from].chain, &cause->step[index]);
+	search.expr = path->step[from].expr;
+	blob = blob_of(path->step[from].chain, search.expr);
+	if (blob) {
+		search.at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
+		search.end = search.at + BPF_CORE_READ(blob, size);
+		bpf_loop(MAX_RULES, visit_rule, &search, 0);
+	}
+	if (search.found) {
+		cause->step[index].handle = search.handle;
+		cause->step[index].number = search.number;
+	}
+	cause->steps = index + 1;
+	return 0;
+}
+
+// Names every step of the way, oldest first. The walk through the blobs happens here.
+static __always_inline void describe_path(const struct path *path, struct tsdt_cause *cause)
+{
+	struct path_reader reader = {.path = path, .cause = cause};
+
+	if (!path->steps)
+		return;
+	describe_table(path->step[0].chain, cause);
+	bpf_loop(TSDT_PATH_MAX, describe_step, &reader, 0);
+}

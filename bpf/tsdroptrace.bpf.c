@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// All programs in one object, so that userspace reads the kernel's types once. Userspace decides which of them
+// to load: those whose function this kernel has. Read them in the order in which a packet meets them.
+#include "ruleset_change.h" // where rulesets change
+#include "nft_trail.h"      // nf_tables: the trail of a packet through the chains
+#include "ipt_table.h"      // legacy tables: the counters that move
+#include "drop.h"           // where packets die
+
+char LICENSE[] SEC("license") = "GPL";
