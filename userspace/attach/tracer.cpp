@@ -1,0 +1,505 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "attach/tracer.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "attach/kernel_types.h"
+#include "tsdroptrace.skel.h"
+
+namespace tsdroptrace::attach {
+namespace {
+
+struct ObjectDeleter {
+    void operator()(tsdroptrace_bpf* object) const { tsdroptrace_bpf::destroy(object); } // detaches and unloads
+};
+
+struct LinkDeleter {
+    void operator()(bpf_link* link) const { bpf_link__destroy(link); }
+};
+
+int to_log(libbpf_print_level level, const char* format, va_list arguments) {
+    // What libbpf warns of is often expected here (a function that this kernel does not have).
+    if (level == LIBBPF_DEBUG || !spdlog::should_log(spdlog::level::debug))
+        return 0;
+    va_list again;
+    va_copy(again, arguments);
+    std::string text(static_cast<std::size_t>(std::max(std::vsnprintf(nullptr, 0, format, again), 0)), '\0');
+    va_end(again);
+    const int length = std::vsnprintf(text.data(), text.size() + 1, format, arguments);
+    std::string_view line = text;
+    while (line.ends_with('\n'))
+        line.remove_suffix(1);
+    spdlog::debug("{}", line);
+    return length;
+}
+
+bool readable(const std::string& path) {
+    return access(path.c_str(), R_OK) == 0;
+}
+
+bool module_is_loaded(const char* module) {
+    return readable(std::string("/sys/module/") + module);
+}
+
+struct KernelVersion {
+    unsigned major = 0, minor = 0;
+    auto operator<=>(const KernelVersion&) const = default;
+};
+
+KernelVersion running_kernel() {
+    utsname name{};
+    KernelVersion version;
+    if (uname(&name) == 0)
+        (void)std::sscanf(name.release, "%u.%u", &version.major, &version.minor);
+    return version;
+}
+
+std::optional<std::uint64_t> effective_capabilities() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+        if (line.starts_with("CapEff:"))
+            return std::strtoull(line.c_str() + 7, nullptr, 16);
+    }
+    return std::nullopt;
+}
+
+// The contents of /sys/kernel/security/lockdown with the active mode in brackets; "" where there is none.
+std::string lockdown_mode() {
+    std::ifstream file("/sys/kernel/security/lockdown");
+    std::string line;
+    std::getline(file, line);
+    const auto open = line.find('['), close = line.find(']');
+    if (open == std::string::npos || close == std::string::npos || close < open)
+        return "";
+    return line.substr(open + 1, close - open - 1);
+}
+
+Error explain_load_failure(int error) {
+    constexpr std::uint64_t cap_sys_admin = 1ULL << 21, cap_perfmon = 1ULL << 38, cap_bpf = 1ULL << 39;
+    const std::uint64_t capabilities = effective_capabilities().value_or(0);
+    const bool privileged =
+        (capabilities & cap_sys_admin) || ((capabilities & cap_bpf) && (capabilities & cap_perfmon));
+
+    if ((error == EPERM || error == EACCES) && !privileged)
+        return {ErrorKind::unsupported,
+                "not allowed to load BPF programs: needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; "
+                "run it with sudo"};
+    if (error == EPERM && lockdown_mode() == "confidentiality")
+        return {ErrorKind::unsupported, "this kernel is locked down (confidentiality): BPF may not read kernel memory; "
+                                        "boot with lockdown=integrity or without lockdown"};
+    return {ErrorKind::unsupported,
+            fmt::format("cannot load the BPF program for the tracepoint kfree_skb: {} (error {}); needs a kernel "
+                        "from 5.17 with BPF and BTF; --verbose shows the kernel's own words",
+                        std::strerror(error), error)};
+}
+
+constexpr std::size_t candidate_bytes = 32, chunk_candidates = 64;
+
+// How many chunks of candidate rules each CPU gets, per address family: 4 MB in all, 8192 rules at most.
+std::uint32_t pool_chunks(int cpus) {
+    constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
+    return static_cast<std::uint32_t>(
+        std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 4, 128));
+}
+
+// "fentry/nft_do_chain" -> "nft_do_chain"; empty for a program that is not on a function.
+std::string_view function_of(const bpf_program* program) {
+    const std::string_view section = bpf_program__section_name(program);
+    if (!section.starts_with("fentry/") && !section.starts_with("fexit/"))
+        return {};
+    return section.substr(section.find('/') + 1);
+}
+
+// Every function that a program of the object can be attached to.
+std::set<std::string, std::less<>> functions_of(const tsdroptrace_bpf& object) {
+    std::set<std::string, std::less<>> functions;
+    bpf_program* program;
+    bpf_object__for_each_program (program, object.obj)
+        if (const std::string_view function = function_of(program); !function.empty())
+            functions.emplace(function);
+    return functions;
+}
+
+// The types that functions are looked up in while an object is being loaded.
+thread_local const KernelTypes* types_for_loading = nullptr;
+
+int set_attach_target(bpf_program* program, bpf_prog_load_opts* options, long) {
+    const auto id = types_for_loading->function(function_of(program));
+    if (!id)
+        return -ESRCH;
+    options->attach_btf_id = id->type_id;
+    options->attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
+    return 0;
+}
+
+// libbpf looks each function up in vmlinux once more for each module that is loaded: seconds on a machine with
+// many. These handlers, which it asks before its own, use what KernelTypes has found in one go.
+void register_lookup() {
+    static bool done = false;
+    if (std::exchange(done, true))
+        return;
+    LIBBPF_OPTS(libbpf_prog_handler_opts, handler);
+    handler.prog_prepare_load_fn = set_attach_target;
+    libbpf_register_prog_handler("fentry/", BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY, &handler);
+    libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_TRACING, BPF_TRACE_FEXIT, &handler);
+}
+
+// The modules that have types of their own, and so functions to attach to.
+std::set<std::string> modules_with_btf() {
+    std::set<std::string> modules;
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator("/sys/kernel/btf", ignored))
+        modules.insert(entry.path().filename());
+    return modules;
+}
+
+} // namespace
+
+// The programs are loaded as one object. When a module appears later, its programs come with another copy of the
+// object, which shares the maps of the first.
+struct Tracer::State {
+    using Object = std::unique_ptr<tsdroptrace_bpf, ObjectDeleter>;
+
+    Filter filter;
+    int cpus = 1;
+    KernelVersion kernel;
+
+    std::vector<Object> objects;        // the first one owns the maps
+    tsdroptrace_bpf* emitter = nullptr; // the one whose program on kfree_skb is active
+    std::vector<std::unique_ptr<bpf_link, LinkDeleter>> links;
+    std::set<std::string, std::less<>> attached; // sections: "fentry/nft_do_chain"
+    std::string problem;                         // why fentry is not to be had, once that is known
+    std::set<std::string> modules;
+    std::unique_ptr<const KernelTypes> types; // while starting
+    decode::KernelNames names;
+
+    struct RingDeleter {
+        void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
+    };
+    std::unique_ptr<ring_buffer, RingDeleter> ring;
+    const std::function<bool(std::span<const std::byte>)>* sink = nullptr;
+
+    bool traces(std::string_view function) const {
+        return attached.contains(fmt::format("fentry/{}", function)) ||
+               attached.contains(fmt::format("fexit/{}", function));
+    }
+    const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
+
+    int add(bool with_functions, bool with_emitter);
+    bool choose_functions(tsdroptrace_bpf& object) const;
+    int share_maps(tsdroptrace_bpf& object) const;
+    int fill_ranges(const tsdroptrace_bpf& object) const;
+};
+
+// Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
+// any is left.
+bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
+    bool any = false;
+    bpf_program* program;
+    bpf_object__for_each_program (program, object.obj) {
+        const std::string_view function = function_of(program);
+        if (function.empty())
+            continue;
+        // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
+        const bool needed = (program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7}) &&
+                            (cpus <= TSDT_MAX_CPUS || !function.starts_with("nft_"));
+        const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
+                          types_for_loading->function(function).has_value();
+        bpf_program__set_autoload(program, load);
+        any |= load;
+    }
+    return any;
+}
+
+int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
+    bpf_map* map;
+    bpf_object__for_each_map (map, object.obj) {
+        if (bpf_map__is_internal(map) && map != object.maps.bss)
+            continue; // constants: each object has its own
+        const bpf_map* ours = map == object.maps.bss ? maps_of().maps.bss
+                                                     : bpf_object__find_map_by_name(maps_of().obj, bpf_map__name(map));
+        if (const int error = bpf_map__reuse_fd(map, bpf_map__fd(ours)))
+            return error;
+    }
+    return 0;
+}
+
+int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
+    for (const Cidr& range : filter.ranges) {
+        struct {
+            std::uint32_t prefix;
+            std::uint8_t address[16];
+        } key{};
+        const bool v4 = range.family == IpFamily::ipv4;
+        const std::uint8_t present = 1;
+        key.prefix = range.prefix;
+        std::memcpy(key.address, range.network.data(), v4 ? 4 : 16);
+        const bpf_map* map = v4 ? object.maps.ranges4 : object.maps.ranges6;
+        if (const int error = bpf_map_update_elem(bpf_map__fd(map), &key, &present, BPF_ANY))
+            return error;
+    }
+    return 0;
+}
+
+// Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
+// or both. Returns 0 or a negative error.
+int Tracer::State::add(bool with_functions, bool with_emitter) {
+    Object object(tsdroptrace_bpf::open());
+    if (!object)
+        return -errno;
+    std::optional<KernelTypes> read_now;
+    if (!types) // read at the start; later anew, since modules have come
+        read_now.emplace(functions_of(*object));
+    types_for_loading = types ? types.get() : &*read_now;
+    bool any = false;
+    if (with_functions) {
+        any = choose_functions(*object);
+    } else {
+        bpf_program* program;
+        bpf_object__for_each_program (program, object->obj)
+            bpf_program__set_autoload(program, false);
+    }
+    if (!any && !with_emitter)
+        return 0;
+    const auto instance = static_cast<std::uint32_t>(objects.size());
+    object->rodata->instance = instance;
+    object->rodata->match_all = filter.all;
+    object->rodata->match_to = filter.to;
+    object->rodata->match_from = filter.from;
+    object->rodata->percpu_counters = cpus > 1;
+    object->rodata->pool_chunks = pool_chunks(cpus);
+    object->rodata->traces_nft = traces("nft_do_chain") || bpf_program__autoload(object->progs.nft_do_chain_begin);
+    bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
+    // A program on kfree_skb that did not know nf_tables' types makes room for one that does.
+    with_emitter |= bpf_program__autoload(object->progs.nft_do_chain_begin);
+    bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
+
+    if (!objects.empty())
+        if (const int error = share_maps(*object))
+            return error;
+    if (const int error = tsdroptrace_bpf::load(object.get()))
+        return error;
+    if (objects.empty())
+        if (const int error = fill_ranges(*object))
+            return error;
+
+    bpf_program* program;
+    bpf_object__for_each_program (program, object->obj) {
+        if (!bpf_program__autoload(program))
+            continue;
+        bpf_link* link =
+            program == object->progs.on_kfree_skb ? bpf_program__attach(program) : bpf_program__attach_trace(program);
+        if (!link) {
+            spdlog::debug("{}: not attached: {}", bpf_program__section_name(program), std::strerror(errno));
+            if (program == object->progs.on_kfree_skb)
+                return -errno;
+            problem = fmt::format("{} cannot be traced: {}", function_of(program), std::strerror(errno));
+            continue;
+        }
+        if (program == object->progs.on_kfree_skb)
+            object->links.on_kfree_skb = link; // the others stay for as long as the object does
+        else
+            links.emplace_back(link);
+        attached.emplace(bpf_program__section_name(program));
+    }
+    if (with_emitter) {
+        const std::uint32_t zero = 0;
+        if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.control), &zero, &instance, BPF_ANY))
+            return error;
+        if (emitter) {
+            bpf_link__destroy(emitter->links.on_kfree_skb);
+            emitter->links.on_kfree_skb = nullptr;
+        }
+        emitter = object.get();
+    }
+    objects.push_back(std::move(object));
+    return 0;
+}
+
+Tracer::Tracer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Tracer::~Tracer() = default;
+
+Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
+    libbpf_set_print(to_log);
+    if (!readable("/sys/kernel/btf/vmlinux"))
+        return Error{ErrorKind::unsupported,
+                     "this kernel has no type information (/sys/kernel/btf/vmlinux is missing): needs a kernel built "
+                     "with CONFIG_DEBUG_INFO_BTF=y, as the distributions' own are"};
+
+    auto state = std::make_unique<State>();
+    state->filter = filter;
+    state->cpus = std::max(libbpf_num_possible_cpus(), 1);
+    state->kernel = running_kernel();
+    state->modules = modules_with_btf();
+    register_lookup();
+    if (const State::Object object{tsdroptrace_bpf::open()})
+        state->types = std::make_unique<const KernelTypes>(functions_of(*object));
+    else
+        return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
+    state->names = state->types->names();
+    if (const int error = state->add(true, true)) {
+        // Without the functions of netfilter there are still the drops themselves.
+        if (const int drops_error = state->add(false, true))
+            return explain_load_failure(-drops_error);
+        state->problem =
+            -error == EPERM
+                ? "this kernel does not let BPF be attached to functions (fentry: not permitted)"
+                : fmt::format("the programs on netfilter's functions cannot be loaded: {}", std::strerror(-error));
+    }
+
+    state->types.reset();
+
+    const auto on_record = [](void* context, void* data, std::size_t size) -> int {
+        const auto* self = static_cast<State*>(context);
+        return (*self->sink)({static_cast<const std::byte*>(data), size}) ? 0 : -ECANCELED;
+    };
+    state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps_of().maps.events), on_record, state.get(), nullptr));
+    if (!state->ring)
+        return Error{ErrorKind::other, fmt::format("cannot map the ring buffer: {}", std::strerror(errno))};
+    return std::unique_ptr<Tracer>(new Tracer(std::move(state)));
+}
+
+void Tracer::stop() {
+    const std::uint32_t zero = 0, nobody = ~0u;
+    bpf_map_update_elem(bpf_map__fd(state_->maps_of().maps.control), &zero, &nobody, BPF_ANY);
+}
+
+void Tracer::refresh() {
+    if (!state_->problem.empty())
+        return;
+    auto modules = modules_with_btf();
+    if (modules == state_->modules)
+        return;
+    state_->modules = std::move(modules);
+    const auto before = state_->attached.size();
+    if (const int error = state_->add(true, false))
+        spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}", std::strerror(-error));
+    else if (state_->attached.size() != before)
+        spdlog::info("a netfilter module has been loaded: it is traced from now on");
+}
+
+Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {
+    state_->sink = &sink;
+    const int got = ring_buffer__poll(state_->ring.get(), static_cast<int>(timeout.count()));
+    state_->sink = nullptr;
+    if (got < 0 && got != -EINTR && got != -ECANCELED)
+        return Error{ErrorKind::other, fmt::format("cannot read the ring buffer: {}", std::strerror(-got))};
+    return Ok{};
+}
+
+bool Tracer::traces(std::string_view function) const {
+    return state_->traces(function);
+}
+
+const decode::KernelNames& Tracer::names() const {
+    return state_->names;
+}
+
+Capabilities Tracer::capabilities() const {
+    const auto backend = [&](const char* module, std::initializer_list<const char*> needed) -> Capability {
+        if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
+            return {Exactness::exact, ""};
+        if (!state_->problem.empty())
+            return {Exactness::unavailable, state_->problem};
+        if (!module_is_loaded(module))
+            return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
+        for (const char* function : needed)
+            if (!state_->traces(function))
+                return {Exactness::unavailable, fmt::format("this kernel does not let {} be traced", function)};
+        return {};
+    };
+    Capabilities capabilities;
+    capabilities.nftables = backend("nf_tables", {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    if (state_->cpus > TSDT_MAX_CPUS)
+        capabilities.nftables = {Exactness::unavailable,
+                                 fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS)};
+    capabilities.iptables_nft = capabilities.nftables;
+    capabilities.iptables_legacy = backend("ip_tables", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    return capabilities;
+}
+
+std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
+    tsdt_cause cause{};
+    if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.causes), &key, &cause))
+        return std::nullopt;
+    return cause;
+}
+
+std::vector<tsdt_cause> Tracer::causes() const {
+    std::vector<tsdt_cause> all;
+    const int map = bpf_map__fd(state_->maps_of().maps.causes);
+    tsdt_cause_key key{};
+    for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
+        if (auto value = cause(key))
+            all.push_back(*value);
+    return all;
+}
+
+std::vector<FlowCount> Tracer::flows() const {
+    std::vector<FlowCount> all;
+    const int map = bpf_map__fd(state_->maps_of().maps.flows);
+    FlowCount flow{};
+    for (int more = bpf_map_get_next_key(map, nullptr, &flow.key); more == 0;
+         more = bpf_map_get_next_key(map, &flow.key, &flow.key))
+        if (bpf_map_lookup_elem(map, &flow.key, &flow.packets) == 0)
+            all.push_back(flow);
+    return all;
+}
+
+std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
+    std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
+    std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
+    for (std::uint32_t place = 0; place < TSDT_LOST_MAX; ++place)
+        if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.lost), &place, per_cpu.data()) == 0)
+            lost[place] = std::accumulate(per_cpu.begin(), per_cpu.end(), std::uint64_t{0});
+    return lost;
+}
+
+std::map<std::string, std::uint64_t> Tracer::lost() const {
+    std::map<std::string, std::uint64_t> lost;
+    const auto by_place = lost_by_place();
+    for (std::size_t place = 0; place < by_place.size(); ++place)
+        if (by_place[place])
+            lost.emplace(decode::lost_place_name(place), by_place[place]);
+    // A program that is interrupted by itself on the same CPU is not run again: the kernel counts these.
+    bpf_prog_info info{};
+    std::uint32_t size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(bpf_program__fd(state_->emitter->progs.on_kfree_skb), &info, &size) == 0 &&
+        info.recursion_misses)
+        lost["recursion"] = info.recursion_misses;
+    return lost;
+}
+
+std::uint32_t Tracer::generation(RulesetKind kind) const {
+    return __atomic_load_n(&state_->maps_of().bss->generations[static_cast<std::size_t>(kind)], __ATOMIC_ACQUIRE);
+}
+
+std::uint64_t Tracer::map_memory() const {
+    std::uint64_t sum = 0;
+    const bpf_map* map;
+    bpf_object__for_each_map (map, state_->maps_of().obj) {
+        std::ifstream fdinfo(fmt::format("/proc/self/fdinfo/{}", bpf_map__fd(map)));
+        for (std::string line; std::getline(fdinfo, line);)
+            if (line.starts_with("memlock:"))
+                sum += std::strtoull(line.c_str() + 8, nullptr, 10);
+    }
+    return sum;
+}
+
+} // namespace tsdroptrace::attach

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Loads the BPF programs, attaches them, and reads what they count. The only stage that needs a kernel.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/event.h"
+#include "decode/decode.h"
+#include "model.h"
+#include "options.h"
+#include "util/result.h"
+
+namespace tsdroptrace::attach {
+
+enum class RulesetKind { nf_tables = TSDT_GENERATION_NF_TABLES, x_tables = TSDT_GENERATION_X_TABLES };
+
+struct Filter {
+    bool all = false; // every packet; the rest is then ignored
+    bool to = true, from = true;
+    std::vector<Cidr> ranges;
+};
+
+struct FlowCount {
+    tsdt_flow_key key;
+    std::uint64_t packets;
+};
+
+class Tracer {
+public:
+    // Attaches everything that this kernel allows. Needs BTF and bpf_loop (5.17); fentry and fexit (5.5, on
+    // modules 5.11) decide which backends are exact. Fails with ErrorKind::unsupported and one line that says what is
+    // missing and how to get it.
+    static Result<std::unique_ptr<Tracer>> start(const Filter& filter);
+    ~Tracer();
+    Tracer(const Tracer&) = delete;
+    Tracer& operator=(const Tracer&) = delete;
+
+    Capabilities capabilities() const;
+    bool traces(std::string_view function) const; // now
+    const decode::KernelNames& names() const;     // as of the start
+
+    // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most `timeout`, or until
+    // `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
+    Status poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink);
+
+    // Nothing is counted or recorded any more; what the maps and the ring buffer hold stays readable.
+    void stop();
+
+    // Attaches to modules that have been loaded since. Cheap when there are none; call it once a second.
+    void refresh();
+
+    std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
+    std::vector<tsdt_cause> causes() const; // with their counts now
+    std::vector<FlowCount> flows() const;
+    std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
+    std::array<std::uint64_t, TSDT_LOST_MAX>
+    lost_by_place() const;                            // by tsdt_lost: what the programs counted themselves
+    std::uint32_t generation(RulesetKind kind) const; // bumped before and after each change: odd while one is under way
+
+    // Bytes that the maps of all programs take.
+    std::uint64_t map_memory() const;
+
+private:
+    struct State;
+    explicit Tracer(std::unique_ptr<State> state);
+    std::unique_ptr<State> state_;
+};
+
+} // namespace tsdroptrace::attach

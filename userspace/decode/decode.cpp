@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "decode/decode.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <string_view>
+#include <type_traits>
+
+#include <arpa/inet.h>
+#include <linux/netfilter.h>
+#include <netinet/in.h>
+
+#include <fmt/format.h>
+
+namespace tsdroptrace::decode {
+namespace {
+
+constexpr std::uint8_t hook_unknown = 0xff;
+constexpr std::uint8_t ctinfo_last = 4; // IP_CT_RELATED_REPLY; above it are "untracked" and "not seen"
+
+struct HookName {
+    std::uint8_t pf, number;
+    Hook hook;
+};
+
+// enum nf_inet_hooks, nf_bridge hooks, NF_ARP_* and enum nf_dev_hooks. The numbers mean something within their
+// family only.
+constexpr HookName hook_names[] = {
+    {NFPROTO_INET, 0, Hook::prerouting},  {NFPROTO_INET, 1, Hook::input},        {NFPROTO_INET, 2, Hook::forward},
+    {NFPROTO_INET, 3, Hook::output},      {NFPROTO_INET, 4, Hook::postrouting},  {NFPROTO_INET, 5, Hook::ingress},
+    {NFPROTO_IPV4, 0, Hook::prerouting},  {NFPROTO_IPV4, 1, Hook::input},        {NFPROTO_IPV4, 2, Hook::forward},
+    {NFPROTO_IPV4, 3, Hook::output},      {NFPROTO_IPV4, 4, Hook::postrouting},  {NFPROTO_IPV6, 0, Hook::prerouting},
+    {NFPROTO_IPV6, 1, Hook::input},       {NFPROTO_IPV6, 2, Hook::forward},      {NFPROTO_IPV6, 3, Hook::output},
+    {NFPROTO_IPV6, 4, Hook::postrouting}, {NFPROTO_BRIDGE, 0, Hook::prerouting}, {NFPROTO_BRIDGE, 1, Hook::input},
+    {NFPROTO_BRIDGE, 2, Hook::forward},   {NFPROTO_BRIDGE, 3, Hook::output},     {NFPROTO_BRIDGE, 4, Hook::postrouting},
+    {NFPROTO_ARP, 0, Hook::input},        {NFPROTO_ARP, 1, Hook::output},        {NFPROTO_ARP, 2, Hook::forward},
+    {NFPROTO_NETDEV, 0, Hook::ingress},   {NFPROTO_NETDEV, 1, Hook::egress},
+};
+
+// By tsdt_source.
+constexpr DropKind kinds[] = {
+    DropKind::kernel, // KERNEL
+    DropKind::hook,   // NETFILTER
+    DropKind::rule,   // NFT_RULE
+    DropKind::policy, // NFT_POLICY
+    DropKind::rule,   // LEGACY_RULE
+    DropKind::policy, // LEGACY_POLICY
+};
+static_assert(std::size(kinds) == TSDT_SOURCE_LEGACY_POLICY + 1);
+
+// By tsdt_unknown: why no rule is named, after "no rule is known: ".
+constexpr std::string_view unknown_sentences[] = {
+    "netfilter dropped it without saying where", // NONE
+    "no rule was seen dropping it: a hook function without rules, or a firewall backend that is not traced",
+    "an nftables expression that is not traced set the verdict",
+    "another packet interrupted this one on its CPU and took the place of its record",
+    "no dropping rule of iptables-legacy counted it: a match or an extension target dropped it",
+    "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
+    "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
+};
+static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_NO_BASELINE + 1);
+
+template <std::size_t N>
+std::string_view text(const char (&chars)[N]) {
+    return {chars, strnlen(chars, N)};
+}
+
+template <std::size_t N>
+std::optional<std::string> optional_text(const char (&chars)[N]) {
+    return chars[0] ? std::optional(std::string(text(chars))) : std::nullopt;
+}
+
+template <typename Record>
+Result<Record> copy(std::span<const std::byte> bytes, std::string_view name) {
+    static_assert(std::is_trivially_copyable_v<Record>);
+    if (bytes.size() != sizeof(Record)) {
+        return Error{ErrorKind::other,
+                     fmt::format("a {} has {} bytes: expected {}", name, bytes.size(), sizeof(Record))};
+    }
+    Record record;
+    std::memcpy(&record, bytes.data(), sizeof record);
+    return record;
+}
+
+Error inconsistent(std::string_view name, std::string_view field, std::uint64_t value) {
+    return {ErrorKind::other, fmt::format("a {} is inconsistent: {} is {}", name, field, value)};
+}
+
+std::optional<Error> check_key(const tsdt_cause_key& key, std::string_view name) {
+    if (key.source >= std::size(kinds)) {
+        return inconsistent(name, "its source", key.source);
+    }
+    if (key.unknown >= std::size(unknown_sentences)) {
+        return inconsistent(name, "the reason why no rule is known", key.unknown);
+    }
+    return std::nullopt;
+}
+
+Address address(std::uint8_t family, const std::uint8_t (&bytes)[16]) {
+    Address address;
+    if (family == 4) {
+        address.family = IpFamily::ipv4;
+        std::copy_n(bytes, 4, address.bytes.begin());
+    } else if (family == 6) {
+        address.family = IpFamily::ipv6;
+        std::copy_n(bytes, 16, address.bytes.begin());
+    }
+    return address;
+}
+
+Direction direction(const tsdt_drop& record) {
+    if (record.to_range || record.from_range) {
+        return record.to_range ? Direction::to : Direction::from;
+    }
+    // --all has no range: what came in comes from the other side.
+    return record.received ? Direction::from : Direction::to;
+}
+
+Packet packet(const tsdt_drop& record) {
+    Packet packet;
+    packet.src = address(record.family, record.saddr);
+    packet.dst = address(record.family, record.daddr);
+    packet.family = packet.src.family;
+    packet.proto = record.proto;
+    if (record.has_ports) {
+        packet.sport = ntohs(record.sport);
+        packet.dport = ntohs(record.dport);
+    }
+    packet.length = record.length;
+    packet.ttl = record.ttl;
+    if (record.has_l4 && record.proto == IPPROTO_TCP) {
+        packet.tcp_flags = record.tcp_flags;
+    }
+    if (record.has_l4 && (record.proto == IPPROTO_ICMP || record.proto == IPPROTO_ICMPV6)) {
+        packet.icmp_type = record.icmp_type;
+        packet.icmp_code = record.icmp_code;
+    }
+    packet.mark = record.mark;
+    packet.ethertype = record.ethertype;
+    packet.direction = direction(record);
+    packet.received = record.received;
+    if (record.ctinfo <= ctinfo_last) {
+        packet.ctinfo = record.ctinfo;
+    }
+    packet.in_dev = optional_text(record.in_dev);
+    packet.out_dev = optional_text(record.out_dev);
+    return packet;
+}
+
+std::string reason_name(std::uint32_t reason, const KernelNames& names) {
+    if (const auto found = names.reasons.find(reason); found != names.reasons.end()) {
+        return found->second;
+    }
+    return names.reasons.empty() && reason == 0 ? "NOT_SPECIFIED" : std::to_string(reason);
+}
+
+std::optional<Hook> hook(const tsdt_cause_key& key) {
+    const auto found = std::find_if(std::begin(hook_names), std::end(hook_names), [&](const HookName& name) {
+        return name.pf == key.pf && name.number == key.hook && key.hook != hook_unknown;
+    });
+    return found == std::end(hook_names) ? std::nullopt : std::optional(found->hook);
+}
+
+DropSite site(const tsdt_cause& cause, const KernelNames& names) {
+    DropSite site;
+    site.kind = kinds[cause.key.source];
+    site.reason = reason_name(cause.key.reason, names);
+    site.reason_code = cause.key.reason;
+    site.location = text(cause.location);
+    if (site.location.empty() && cause.key.location) {
+        site.location = fmt::format("{:#x}", cause.key.location);
+    }
+    site.hook = hook(cause.key);
+    if (site.kind == DropKind::hook) {
+        site.unknown = unknown_sentences[cause.key.unknown];
+    }
+    return site;
+}
+
+Netns netns(std::uint32_t inode, const Machine& machine) {
+    Netns netns;
+    netns.inode = inode;
+    netns.initial = inode != 0 && inode == machine.own_netns;
+    if (const auto found = machine.netns_names.find(inode); found != machine.netns_names.end()) {
+        netns.name = found->second;
+    }
+    return netns;
+}
+
+// What all packets of a cause share.
+Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machine) {
+    Drop drop;
+    drop.mono_ns = mono_ns;
+    // Unsigned: a recording may claim any time, and a signed sum could overflow.
+    drop.time_ns = static_cast<std::int64_t>(mono_ns + static_cast<std::uint64_t>(machine.realtime_minus_mono_ns));
+    drop.cause_id = cause.id;
+    drop.netns = netns(cause.key.netns, machine);
+    drop.site = site(cause, machine.names);
+    return drop;
+}
+
+} // namespace
+
+std::string_view lost_place_name(std::size_t place) {
+    constexpr std::string_view names[TSDT_LOST_MAX] = {"ring", "causes", "flows"};
+    return place < TSDT_LOST_MAX ? names[place] : "elsewhere";
+}
+
+Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
+    constexpr std::string_view name = "record of a dropped packet";
+    auto record = copy<tsdt_drop>(bytes, name);
+    if (!record) {
+        return record;
+    }
+    if (const auto error = check_key(record->key, name)) {
+        return *error;
+    }
+    if (record->family != 0 && record->family != 4 && record->family != 6) {
+        return inconsistent(name, "its address family", record->family);
+    }
+    for (const std::uint8_t flag :
+         {record->has_ports, record->has_l4, record->to_range, record->from_range, record->received}) {
+        if (flag > 1) {
+            return inconsistent(name, "a yes-or-no field", flag);
+        }
+    }
+    return record;
+}
+
+Result<tsdt_cause> read_cause(std::span<const std::byte> bytes) {
+    constexpr std::string_view name = "cause of drops";
+    auto cause = copy<tsdt_cause>(bytes, name);
+    if (!cause) {
+        return cause;
+    }
+    if (const auto error = check_key(cause->key, name)) {
+        return *error;
+    }
+    if (cause->id == 0) {
+        return inconsistent(name, "its id", cause->id);
+    }
+    if (cause->steps > TSDT_PATH_MAX) {
+        return inconsistent(name, "the number of its steps", cause->steps);
+    }
+    return cause;
+}
+
+Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine& machine) {
+    Drop drop = shared(cause, record.mono_ns, machine);
+    drop.cpu = record.cpu;
+    drop.packet = packet(record);
+    if (record.pid != 0) {
+        drop.process = Process{record.pid, std::string(text(record.comm))};
+    }
+    return drop;
+}
+
+Drop decode_cause(const tsdt_cause& cause, const Machine& machine) {
+    return shared(cause, cause.last_ns, machine);
+}
+
+} // namespace tsdroptrace::decode

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// decode: what the BPF programs said, checked and in the words of the model. Pure: bytes in, values out.
+// Text from the kernel comes out as it was, without its padding; who prints it escapes it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "bpf/event.h"
+#include "model.h"
+#include "util/result.h"
+
+namespace tsdroptrace::decode {
+
+// Names that are the running kernel's own.
+struct KernelNames {
+    // enum skb_drop_reason, without SKB_DROP_REASON_, as this kernel's BTF numbers it (the numbers move between
+    // versions). Empty before 5.17, which has no reasons.
+    std::map<std::uint32_t, std::string> reasons;
+};
+
+// What must be known of the machine that dropped the packets to read its events; a recording carries it along.
+struct Machine {
+    KernelNames names;
+    std::int64_t realtime_minus_mono_ns = 0;          // CLOCK_REALTIME - CLOCK_MONOTONIC
+    std::uint32_t own_netns = 0;                      // inode of the namespace that tsdroptrace runs in
+    std::map<std::uint32_t, std::string> netns_names; // inode -> name, as `ip netns` shows it
+    std::string host, kernel, version;                // `version` is tsdroptrace's
+    std::optional<Backend> plain_iptables = {}; // what the bare command `iptables` edits there; nullopt: not known
+};
+
+// Where details were lost, as the JSON lines call it; `place` is a tsdt_lost.
+std::string_view lost_place_name(std::size_t place);
+
+// One record of the ring buffer. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
+// copied, so they may be unaligned and may go away.
+Result<tsdt_drop> read_drop(std::span<const std::byte> bytes);
+
+// One value of the map `causes`. As read_drop.
+Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
+
+// One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
+// the cause with that key, read_cause. Never fails.
+Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine& machine);
+
+// What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
+// that of the last packet.
+Drop decode_cause(const tsdt_cause& cause, const Machine& machine);
+
+} // namespace tsdroptrace::decode

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "explain/tables.h"
+
+namespace tsdroptrace::explain {
+
+namespace {
+
+constexpr Noise table_of_noise[] = {
+    {"NO_SOCKET", "ping_rcv"},    // the end of every successful ping: the reply has been handed over
+    {"NO_SOCKET", "icmp_rcv", 0}, // the same where ping_rcv leaves the freeing to its caller: an echo reply
+    {"NO_SOCKET", "icmpv6_rcv", 129},
+    {"QUEUE_PURGE", ""},               // a closing socket or device throws away what nobody will read
+    {"NOT_SPECIFIED", "ip6_mc_input"}, // multicast for groups that nobody here joined
+    {"CONSUMED", ""},                  // not a drop at all
+    {"SKB_CONSUMED", ""},              // the same under the enumerator's full name
+};
+
+} // namespace
+
+std::span<const Noise> noise() {
+    return table_of_noise;
+}
+
+} // namespace tsdroptrace::explain

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "live.h"
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <optional>
+
+#include <spdlog/spdlog.h>
+#include <sys/prctl.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "attach/tracer.h"
+#include "explain/iptables_tool.h"
+#include "outputs.h"
+#include "pipeline.h"
+#include "recording/writer.h"
+#include "resolve_rule/live_snapshots.h"
+#include "util/netns.h"
+
+namespace tsdroptrace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+volatile std::sig_atomic_t stop_requested = 0;
+volatile std::sig_atomic_t reopen_requested = 0;
+
+void watch_signals() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { stop_requested = 1; };
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+    action.sa_handler = [](int) { reopen_requested = 1; };
+    sigaction(SIGHUP, &action, nullptr);
+    action.sa_handler = SIG_IGN; // a closed pipe is an error of the write
+    sigaction(SIGPIPE, &action, nullptr);
+}
+
+std::int64_t realtime_minus_monotonic() {
+    timespec monotonic{};
+    clock_gettime(CLOCK_MONOTONIC, &monotonic);
+    return realtime_ns() - (static_cast<std::int64_t>(monotonic.tv_sec) * 1'000'000'000 + monotonic.tv_nsec);
+}
+
+decode::Machine this_machine(const attach::Tracer& tracer) {
+    decode::Machine machine;
+    utsname name{};
+    if (uname(&name) == 0) {
+        machine.host = name.nodename;
+        machine.kernel = name.release;
+    }
+    machine.version = TSDROPTRACE_VERSION;
+    machine.own_netns = current_netns();
+    machine.realtime_minus_mono_ns = realtime_minus_monotonic();
+    machine.names = tracer.names();
+    machine.plain_iptables = explain::plain_iptables();
+    return machine;
+}
+
+attach::Filter filter_of(const Options& options) {
+    attach::Filter filter;
+    filter.all = options.all;
+    filter.to = options.direction != DirectionFilter::from;
+    filter.from = options.direction != DirectionFilter::to;
+    filter.ranges = options.dst;
+    return filter;
+}
+
+attach::RulesetKind ruleset_kind(resolve_rule::SnapshotKind kind) {
+    return kind == resolve_rule::SnapshotKind::nf_tables ? attach::RulesetKind::nf_tables
+                                                         : attach::RulesetKind::x_tables;
+}
+
+// The recording of a run, if one was asked for. The first failure is told once; the run goes on.
+class Recorder {
+public:
+    explicit Recorder(std::optional<recording::Writer> writer) : writer_(std::move(writer)) {}
+
+    template <typename... Arguments>
+    void write(Status (recording::Writer::*what)(Arguments...), std::type_identity_t<Arguments>... arguments) {
+        if (!writer_)
+            return;
+        if (const Status status = ((*writer_).*what)(arguments...); !status) {
+            spdlog::error("{}", status.error().message);
+            failed_ = true;
+        }
+    }
+    bool failed() const { return failed_; }
+
+private:
+    std::optional<recording::Writer> writer_;
+    bool failed_ = false;
+};
+
+// Calls that are due every so often, told by a clock that does not jump.
+class Interval {
+public:
+    Interval(std::optional<milliseconds> period, Clock::time_point now) : period_(period), last_(now) {}
+    bool due(Clock::time_point now) {
+        if (!period_ || now - last_ < *period_)
+            return false;
+        last_ = now;
+        return true;
+    }
+
+private:
+    std::optional<milliseconds> period_; // none: never
+    Clock::time_point last_;
+};
+
+constexpr std::size_t max_netns_names = 1024;
+
+class LiveRun {
+public:
+    LiveRun(const Options& options, std::unique_ptr<attach::Tracer> tracer, decode::Machine machine, Recorder recorder)
+        : options_(options), tracer_(std::move(tracer)), machine_(std::move(machine)), recorder_(std::move(recorder)),
+          snapshots_([this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
+                     [this](const resolve_rule::Snapshot& snapshot) {
+                         recorder_.write(&recording::Writer::snapshot, snapshot);
+                     }),
+          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
+
+    Status run(bool stdout_is_tty);
+
+private:
+    bool on_record(std::span<const std::byte> bytes);
+    const tsdt_cause* cause_of(const tsdt_cause_key& key);
+    void name_netns(std::uint32_t inode);
+    void follow_clock();
+    void keep_snapshots();
+    void report_lost();
+    void finish();
+    KernelCounts counts() const;
+
+    const Options& options_;
+    std::unique_ptr<attach::Tracer> tracer_;
+    decode::Machine machine_;
+    Recorder recorder_;
+    resolve_rule::LiveSnapshots snapshots_;
+    Pipeline pipeline_;
+
+    struct KeyLess {
+        bool operator()(const tsdt_cause_key& a, const tsdt_cause_key& b) const {
+            return std::memcmp(&a, &b, sizeof(a)) < 0;
+        }
+    };
+    std::map<tsdt_cause_key, tsdt_cause, KeyLess> causes_; // seen so far; the kernel's map bounds how many
+    std::uint64_t handled_ = 0;                            // records taken from the ring buffer
+    std::uint64_t shown_ = 0;                              // without noise
+    Clock::time_point slice_end_;
+    std::map<std::string, std::uint64_t> lost_; // as last reported
+    std::int64_t lost_checked_ns_ = 0;
+};
+
+const tsdt_cause* LiveRun::cause_of(const tsdt_cause_key& key) {
+    const auto known = causes_.find(key);
+    if (known != causes_.end())
+        return &known->second;
+    const auto cause = tracer_->cause(key);
+    if (!cause)
+        return nullptr;
+    recorder_.write(&recording::Writer::cause, *cause);
+    return &causes_.emplace(key, *cause).first->second;
+}
+
+void LiveRun::name_netns(std::uint32_t inode) {
+    auto& names = machine_.netns_names;
+    if (inode == machine_.own_netns || names.contains(inode) || names.size() >= max_netns_names)
+        return;
+    if (auto name = netns_name(inode)) {
+        recorder_.write(&recording::Writer::netns, recording::NetnsName{inode, *name});
+        names.emplace(inode, std::move(*name));
+    }
+}
+
+// False: enough for now.
+bool LiveRun::on_record(std::span<const std::byte> bytes) {
+    const auto record = decode::read_drop(bytes);
+    if (!record) {
+        spdlog::error("this is a bug, please report it: {}", record.error().message);
+        return true;
+    }
+    const tsdt_cause* cause = cause_of(record->key);
+    if (!cause) {
+        spdlog::error("this is a bug, please report it: a record of a cause that is not in the kernel's map");
+        return true;
+    }
+    name_netns(record->key.netns);
+    ++handled_;
+    if (pipeline_.drop(*record, *cause))
+        ++shown_;
+    recorder_.write(&recording::Writer::drop, *record);
+    return !(options_.count && shown_ >= *options_.count) && !stop_requested && Clock::now() < slice_end_;
+}
+
+// Rulesets of our own namespace are read before anything is dropped by them, and again when they have changed: a rule
+// that is gone by the time its drop is read still has its text.
+void LiveRun::keep_snapshots() {
+    using resolve_rule::SnapshotKind;
+    constexpr struct {
+        SnapshotKind kind;
+        const char* function; // traced: the backend is in use
+    } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain"},
+                 {SnapshotKind::ip_tables, "ipt_do_table"},
+                 {SnapshotKind::ip6_tables, "ip6t_do_table"}};
+    for (const auto& [kind, function] : kinds)
+        if (tracer_->traces(function))
+            snapshots_.get(kind, machine_.own_netns, tracer_->generation(ruleset_kind(kind)));
+}
+
+// Only a step of the clock counts: one moment must not read differently each time it is shown.
+void LiveRun::follow_clock() {
+    constexpr std::int64_t step_ns = 50'000'000;
+    const std::int64_t now = realtime_minus_monotonic();
+    if (std::abs(now - machine_.realtime_minus_mono_ns) > step_ns)
+        machine_.realtime_minus_mono_ns = now;
+}
+
+KernelCounts LiveRun::counts() const {
+    KernelCounts counts{tracer_->causes(), {}, tracer_->lost()};
+    for (const attach::FlowCount& flow : tracer_->flows())
+        counts.flows.emplace_back(flow.key, flow.packets);
+    return counts;
+}
+
+void LiveRun::report_lost() {
+    const std::int64_t now = realtime_ns();
+    for (const auto& [where, total] : tracer_->lost()) {
+        std::uint64_t& reported = lost_[where];
+        if (total > reported)
+            pipeline_.lost({total - reported, where, lost_checked_ns_});
+        reported = total;
+    }
+    lost_checked_ns_ = now;
+}
+
+// Nothing is counted any more: what is still in the ring buffer is shown, then the sums are final.
+void LiveRun::finish() {
+    constexpr auto patience = seconds(5);
+    tracer_->stop();
+    const auto deadline = Clock::now() + patience;
+    const bool enough = options_.count && shown_ >= *options_.count;
+    while (!enough && !pipeline_.reader_gone() && Clock::now() < deadline) {
+        std::size_t records = 0;
+        const Status polled = tracer_->poll(milliseconds(0), [&](std::span<const std::byte> bytes) {
+            ++records;
+            slice_end_ = deadline;
+            on_record(bytes);
+            return Clock::now() < deadline;
+        });
+        if (!polled || records == 0)
+            break;
+    }
+    report_lost();
+    KernelCounts totals = counts();
+    std::uint64_t recorded = 0;
+    for (const tsdt_cause& cause : totals.causes)
+        recorded += cause.packets;
+    recorded -= std::min(recorded, tracer_->lost_by_place()[TSDT_LOST_RING]);
+    if (recorded > handled_) { // patience or an output ended before the ring buffer did
+        totals.lost["unread"] = recorded - handled_;
+        pipeline_.lost({recorded - handled_, "unread", lost_checked_ns_});
+    }
+    pipeline_.summary(totals, realtime_ns(), true);
+    for (const tsdt_cause& cause : totals.causes)
+        recorder_.write(&recording::Writer::cause, cause);
+    for (const auto& [key, packets] : totals.flows)
+        recorder_.write(&recording::Writer::flow, key, packets);
+    recorder_.write(&recording::Writer::lost, tracer_->lost_by_place());
+    recorder_.write(&recording::Writer::finish, realtime_ns());
+}
+
+Status LiveRun::run(bool stdout_is_tty) {
+    const auto json_file = add_outputs(options_, stdout_is_tty, pipeline_);
+    if (!json_file)
+        return json_file.error();
+
+    const Start start{realtime_ns(), machine_.version,      machine_.kernel,
+                      machine_.host, filter_text(options_), tracer_->capabilities()};
+    recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
+    pipeline_.start(start);
+    keep_snapshots();
+    lost_checked_ns_ = start.time_ns;
+
+    const auto began = Clock::now();
+    Interval housekeeping(seconds(1), began);
+    Interval screen(milliseconds(200), began);
+    Interval summaries(options_.summary_every, began);
+    while (!stop_requested && !(options_.count && shown_ >= *options_.count)) {
+        auto patience = milliseconds(100);
+        if (options_.duration) {
+            const auto left = *options_.duration - std::chrono::duration_cast<milliseconds>(Clock::now() - began);
+            if (left <= milliseconds(0))
+                break;
+            patience = std::min(patience, left);
+        }
+        slice_end_ = Clock::now() + milliseconds(100);
+        if (const Status polled =
+                tracer_->poll(patience, [this](std::span<const std::byte> bytes) { return on_record(bytes); });
+            !polled)
+            return polled;
+
+        const auto now = Clock::now();
+        if (reopen_requested && *json_file) {
+            reopen_requested = 0;
+            if (const Status reopened = (*json_file)->reopen(); !reopened)
+                spdlog::error("{}", reopened.error().message);
+        }
+        if (summaries.due(now))
+            pipeline_.summary(counts(), realtime_ns(), false);
+        if (stdout_is_tty && !options_.json && shown_ > 0 && screen.due(now))
+            pipeline_.progress(counts(), realtime_ns());
+        if (housekeeping.due(now)) {
+            follow_clock();
+            tracer_->refresh();
+            keep_snapshots();
+            report_lost();
+            recorder_.write(&recording::Writer::flush);
+        }
+        // Without a reader nobody is left to trace for; a full disk can be emptied again.
+        if (pipeline_.reader_gone())
+            break;
+    }
+    finish();
+    if (pipeline_.output_error())
+        return Error{ErrorKind::other, ""}; // told already
+    if (recorder_.failed())
+        return Error{ErrorKind::other, ""};
+    return Ok{};
+}
+
+} // namespace
+
+Status run_live(const Options& options, bool stdout_is_tty) {
+    watch_signals();
+    std::optional<recording::Writer> writer;
+    if (options.record) {
+        auto created = recording::Writer::create(*options.record);
+        if (!created)
+            return created.error();
+        writer.emplace(std::move(*created));
+    }
+    if (options.json_file) // refused before anything is attached
+        if (const auto file = output::Sink::open_file(*options.json_file); !file)
+            return file.error();
+    auto tracer = attach::Tracer::start(filter_of(options));
+    if (!tracer)
+        return tracer.error();
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); // for the tools that print rules
+
+    auto machine = this_machine(**tracer);
+    LiveRun run(options, std::move(*tracer), std::move(machine), Recorder(std::move(writer)));
+    return run.run(stdout_is_tty);
+}
+
+} // namespace tsdroptrace

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The values that travel through the pipeline: attach > decode > resolve_rule > explain > aggregate > output.
+// Each stage fills in its part of a Drop; none of them looks back.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tsdroptrace {
+
+// ---- decode: what the kernel said ----
+
+enum class IpFamily { ipv4, ipv6, other };
+
+struct Address {
+    IpFamily family = IpFamily::other;
+    std::array<std::uint8_t, 16> bytes{}; // network order; IPv4 in the first four
+    std::string text() const;             // "100.100.2.136", "fd7a::1", "" for other
+    auto operator<=>(const Address&) const = default;
+};
+
+enum class Direction { to, from }; // toward the traced range, or coming from it
+
+struct Packet {
+    IpFamily family = IpFamily::other;
+    std::uint8_t proto = 0; // IPPROTO_*; meaningless for family other
+    Address src, dst;
+    std::optional<std::uint16_t> sport, dport; // host order
+    std::uint32_t length = 0;
+    std::uint8_t ttl = 0;
+    std::optional<std::uint8_t> tcp_flags, icmp_type, icmp_code;
+    std::uint32_t mark = 0;
+    std::uint16_t ethertype = 0; // host order
+    Direction direction = Direction::to;
+    bool received = false; // it came in through a device
+    // What conntrack thinks of it: enum ip_conntrack_info; nullopt when it has not seen the packet.
+    // 0 established, 1 related, 2 new, 3 established in the reply direction, 4 related in the reply direction.
+    std::optional<std::uint8_t> ctinfo;
+    std::optional<std::string> in_dev, out_dev;
+};
+
+struct Netns {
+    std::uint32_t inode = 0;
+    std::optional<std::string> name; // as `ip netns` shows it
+    bool initial = false;            // the namespace that tsdroptrace itself runs in
+};
+
+enum class DropKind { rule, policy, hook, kernel };
+enum class Hook { prerouting, input, forward, output, postrouting, ingress, egress };
+
+struct DropSite {
+    DropKind kind = DropKind::kernel;
+    std::string reason; // the running kernel's own name, without SKB_DROP_REASON_; the number where it has none
+    std::uint32_t reason_code = 0;
+    std::string location; // "nft_do_chain+0x5d8/0x650 [nf_tables]"
+    std::optional<Hook> hook;
+    // For kind hook: why no rule is named, one sentence without a full stop; empty otherwise.
+    std::string unknown;
+};
+
+struct Process {
+    std::uint32_t pid = 0;
+    std::string comm;
+};
+
+// ---- resolve_rule: which rule, as the user's own tool prints it ----
+
+enum class Backend { iptables_legacy, iptables_nft, nftables };
+enum class RuleFamily { ip, ip6, inet, arp, bridge, netdev };
+enum class Confidence { exact, inferred };
+
+struct PathStep {
+    std::string chain;
+    std::optional<std::uint32_t> number; // 1-based
+    std::optional<std::uint64_t> handle; // nf_tables only
+};
+
+struct Rule {
+    Backend backend = Backend::nftables;
+    RuleFamily family = RuleFamily::ip;
+    std::string table, chain;
+    std::optional<std::uint32_t> number;
+    std::optional<std::uint64_t> handle;
+    std::optional<std::string> text;
+    std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
+    std::string verdict = "drop";
+    Confidence confidence = Confidence::exact;
+    bool stale = false;
+};
+
+// ---- explain: whose, why, what to do ----
+
+struct Fix {
+    std::string action; // "do" in the JSON: a command or a setting
+    std::string risk;   // what it costs
+};
+
+struct Explanation {
+    std::string id;         // "tailscale-cgnat", stable across versions
+    std::string summary;    // one or two sentences
+    std::vector<Fix> fixes; // best first
+};
+
+struct Owner {
+    std::string name;          // "Tailscale"
+    std::string evidence;      // "chain ts-input"
+    std::string configured_by; // "tailscale set --netfilter-mode", may be empty
+};
+
+// ---- one dropped packet, complete ----
+
+struct Drop {
+    std::int64_t time_ns = 0;  // CLOCK_REALTIME
+    std::uint64_t mono_ns = 0; // CLOCK_MONOTONIC
+    std::uint32_t cpu = 0;
+    std::uint32_t cause_id = 0; // of the kernel's cause; the same rule, reason and location
+    Netns netns;
+    Packet packet;
+    DropSite site;
+    std::shared_ptr<const Rule> rule; // null: none, or not known
+    std::optional<Owner> owner;
+    std::optional<Process> process;
+    std::shared_ptr<const Explanation> explanation; // null: nothing known
+    bool noise = false; // a healthy machine does this all day: counted, not shown by default
+};
+
+// ---- aggregate: exact counts, from the kernel ----
+
+struct Flow {
+    std::uint8_t proto = 0;
+    Address src, dst;
+    std::uint16_t sport = 0, dport = 0; // host order
+    std::uint64_t packets = 0;
+};
+
+// One cause as the summary shows it. Counts come from the kernel's maps and are exact.
+struct Cause {
+    std::uint32_t id = 0;
+    Drop example; // everything that the packets of this cause share, and one packet of them
+    std::uint64_t packets = 0, bytes = 0;
+    std::int64_t first_ns = 0, last_ns = 0;           // CLOCK_REALTIME
+    std::vector<Flow> flows;                          // most packets first, at most Summary::max_flows
+    std::uint64_t other_flows = 0, other_packets = 0; // beyond those
+};
+
+struct Summary {
+    static constexpr std::size_t max_flows = 10;
+    bool final = false;
+    std::int64_t since_ns = 0, until_ns = 0;     // CLOCK_REALTIME
+    std::vector<Cause> causes;                   // most packets first, without the noise
+    std::map<std::string, std::uint64_t> lost;   // where -> events
+    std::map<std::string, std::uint64_t> hidden; // reason -> packets of noise
+    std::uint64_t packets() const;
+};
+
+struct Lost {
+    std::uint64_t count = 0;
+    std::string where;
+    std::int64_t since_ns =
+        0; // CLOCK_REALTIME: nothing was lost at `where` between the start (or the last such line) and then
+};
+
+// ---- attach: what this kernel lets us see ----
+
+enum class Exactness { exact, inferred, unavailable };
+
+struct Capability {
+    Exactness exactness = Exactness::unavailable;
+    std::string reason; // why it is not exact; empty when it is
+};
+
+struct Capabilities {
+    Capability iptables_legacy, iptables_nft, nftables;
+};
+
+struct Start {
+    std::int64_t time_ns = 0;
+    std::string version, kernel, host;
+    std::string filter; // as a person would write it: "100.100.0.0/16, both ways"
+    Capabilities capabilities;
+};
+
+// ---- names, as the contract spells them ----
+
+std::string_view to_string(IpFamily);
+std::string_view to_string(Direction);
+std::string_view to_string(DropKind);
+std::string_view to_string(Hook);
+std::string_view to_string(Backend);
+std::string_view to_string(RuleFamily);
+std::string_view to_string(Confidence);
+std::string_view to_string(Exactness);
+// "udp", "tcp", "icmp", "icmpv6", "sctp"...; the number as a string for the rest.
+std::string proto_name(std::uint8_t proto);
+
+} // namespace tsdroptrace

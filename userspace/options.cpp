@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <numeric>
+
+#include <arpa/inet.h>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "util/text.h"
+
+namespace tsdroptrace {
+namespace {
+
+Error wrong(std::string message) {
+    return {ErrorKind::command_line, std::move(message)};
+}
+
+// Every option there is: the parser, --help and the messages are made from this.
+struct Spec {
+    std::string_view name;     // without the dashes
+    std::string_view value;    // as --help shows it; empty for a flag
+    std::string_view expected; // what a value looks like: "expected ..."
+    std::string_view help;     // lines of at most 52 characters
+};
+
+constexpr std::string_view time_expected = "a time such as 10s, 500ms, 5m, 2h or 1d, ten years at most";
+constexpr std::string_view file_expected = "the path of a file";
+
+constexpr Spec specs[] = {
+    {"dst", "CIDR[,CIDR...]", "a network or an address, such as 100.100.0.0/16 or fd7a:115c:a1e0::/48",
+     "the remote side: packets to it, and the answers that\n"
+     "come from it. IPv4, IPv6, a bare address, repeatable"},
+    {"direction", "both|to|from", "both, to or from", "only packets to --dst, or only those from it"},
+    {"all", "", "", "every destination; a busy machine drops a lot"},
+    {"duration", "TIME", time_expected, "stop after 10s, 500ms, 5m, 2h, 1d (10 is 10s)"},
+    {"count", "N", "a number of packets, at least 1", "stop after N dropped packets"},
+    {"summary-every", "TIME", time_expected, "a summary each TIME, not only at the end"},
+    {"json", "", "", "JSON lines on standard output, nothing else there"},
+    {"json-file", "PATH", file_expected, "JSON lines to PATH as well, appended"},
+    {"quiet", "", "", "only the summary"},
+    {"verbose", "", "", "more diagnostics, and drops that are usually noise"},
+    {"color", "auto|always|never", "auto, always or never", "default auto: on a terminal, unless NO_COLOR is set"},
+    {"record", "FILE", file_expected, "write what the kernel said to FILE, for --replay"},
+    {"replay", "FILE", file_expected, "show a recording again; any machine, any user"},
+    {"print-schema", "", "", "print the JSON Schema of --json and exit"},
+    {"version", "", "", "print the version and exit"},
+    {"help", "", "", "print this and exit"},
+};
+
+struct Exclusion {
+    std::string_view one, other, hint;
+};
+
+constexpr Exclusion exclusions[] = {
+    {"dst", "all", "--all traces every destination, --dst only some: leave one of them out"},
+    {"direction", "all", "a direction is relative to a range: give one with --dst instead of --all"},
+    {"quiet", "verbose", "leave one of them out"},
+    {"record", "replay", "a replayed file is a recording already: leave --record out"},
+    {"dst", "replay", "a replay shows what was recorded, with the filter of that time: leave --dst out"},
+    {"all", "replay", "a replay shows what was recorded, with the filter of that time: leave --all out"},
+    {"direction", "replay", "a replay shows what was recorded, with the filter of that time: leave --direction out"},
+    {"duration", "replay", "a replay ends with its file: leave --duration out"},
+    {"summary-every", "replay", "a replay has one summary, at its end: leave --summary-every out"},
+};
+
+std::string help_text() {
+    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options]\n\n"
+                       "Shows which firewall rule drops packets to or from a destination, and what to\n"
+                       "do about it. Changes nothing. Needs root, except for --replay.\n\n"
+                       "Options:\n";
+    for (const Spec& spec : specs) {
+        std::string left = fmt::format("  --{}{}{}", spec.name, spec.value.empty() ? "" : " ", spec.value);
+        for (std::string_view rest = spec.help; !rest.empty();) {
+            const auto line = rest.substr(0, rest.find('\n'));
+            text += fmt::format("{:<28}{}\n", left, line);
+            left.clear();
+            rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+        }
+    }
+    return text + "\nExit codes: 0 stopped as asked, 2 wrong command line, 3 this kernel or these\n"
+                  "privileges cannot do it, 1 anything else.\n\n"
+                  "Examples:\n"
+                  "  tsdroptrace --dst 100.100.0.0/16\n"
+                  "  tsdroptrace --dst 10.8.0.0/16,fd00::/8 --duration 30s --json\n";
+}
+
+// Levenshtein distance: how many letters to type differently.
+std::size_t distance(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (std::size_t j = 0; j < b.size(); ++j) {
+            const std::size_t replaced = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+        }
+    }
+    return row.back();
+}
+
+Error unexpected_argument(std::string_view argument) {
+    const std::string shown = printable(argument);
+    if (!argument.starts_with('-')) {
+        if (parse_cidr(argument)) {
+            return wrong(fmt::format("unexpected argument {0}: try tsdroptrace --dst {0}", shown));
+        }
+        return wrong(fmt::format("unexpected argument {}: expected options only, see tsdroptrace --help", shown));
+    }
+    std::string_view name = argument.substr(std::min(argument.find_first_not_of('-'), argument.size()));
+    name = name.substr(0, name.find('='));
+    const auto near = std::min_element(std::begin(specs), std::end(specs), [&](const Spec& a, const Spec& b) {
+        return distance(name, a.name) < distance(name, b.name);
+    });
+    if (!name.empty() && name.size() < 32 &&
+        distance(name, near->name) <= std::max<std::size_t>(2, near->name.size() / 3)) {
+        return wrong(fmt::format("unknown option {}: did you mean --{}?", shown, near->name));
+    }
+    return wrong(fmt::format("unknown option {}: see tsdroptrace --help", shown));
+}
+
+Error bad_value(const Spec& spec, std::string_view value) {
+    return wrong(
+        fmt::format("--{} {}: expected {}", spec.name, value.empty() ? "\"\"" : printable(value), spec.expected));
+}
+
+Error no_value(const Spec& spec) {
+    return wrong(
+        fmt::format("--{0} has no value: expected {2}, as in --{0} {1}", spec.name, spec.value, spec.expected));
+}
+
+// What CLI11 still complains about once unknown arguments are ours: a value too few or a value for a flag. Its
+// words differ between versions, the option's name is always one of them.
+Error from_cli11(std::string_view what) {
+    constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyz-";
+    for (std::string_view rest = what; !rest.empty();) {
+        rest.remove_prefix(std::min(rest.size(), rest.find_first_of(letters)));
+        std::string_view word = rest.substr(0, rest.find_first_not_of(letters));
+        rest.remove_prefix(word.size());
+        word.remove_prefix(std::min(word.size(), word.find_first_not_of('-')));
+        const auto spec = std::find_if(std::begin(specs), std::end(specs), [&](auto& s) { return s.name == word; });
+        if (spec != std::end(specs)) {
+            return spec->value.empty() ? wrong(fmt::format("--{0} takes no value: type --{0} alone", word))
+                                       : no_value(*spec);
+        }
+    }
+    return wrong(printable(what));
+}
+
+template <typename T>
+std::optional<T> parse_number(std::string_view text) {
+    T number{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error != std::errc{} || end != text.data() + text.size()) {
+        return std::nullopt;
+    }
+    return number;
+}
+
+std::optional<std::chrono::milliseconds> parse_time(std::string_view text) {
+    using namespace std::chrono_literals;
+    static const std::map<std::string_view, std::chrono::milliseconds> units = {{"", 1s},    {"ms", 1ms}, {"s", 1s},
+                                                                                {"m", 1min}, {"h", 1h},   {"d", 24h}};
+    constexpr std::chrono::milliseconds longest = 24h * 3650;
+
+    const auto digits = text.substr(0, text.find_first_not_of("0123456789"));
+    const auto unit = units.find(text.substr(digits.size()));
+    const auto number = parse_number<std::int64_t>(digits);
+    if (!number || unit == units.end() || *number == 0 || *number > longest / unit->second) {
+        return std::nullopt;
+    }
+    return *number * unit->second;
+}
+
+std::uint8_t address_bits(IpFamily family) {
+    return family == IpFamily::ipv4 ? 32 : 128;
+}
+
+// The values of one option, as typed.
+using Values = std::map<std::string_view, std::vector<std::string>>;
+
+class Reader {
+public:
+    Reader(const Values& values) : values_(values) {}
+
+    bool given(std::string_view name) const { return values_.contains(name); }
+
+    // Sets `target` from the value of --name, if it was given and `parse` (text -> optional) takes it.
+    template <typename Target, typename Parse>
+    void read(std::string_view name, Target& target, Parse parse) {
+        const auto found = values_.find(name);
+        if (error_ || found == values_.end()) {
+            return;
+        }
+        const Spec& spec = *std::find_if(std::begin(specs), std::end(specs), [&](auto& s) { return s.name == name; });
+        if (found->second.size() > 1) {
+            error_ = wrong(fmt::format("--{} was given {} times: expected once", name, found->second.size()));
+        } else if (auto parsed = parse(found->second.front())) {
+            target = *parsed;
+        } else {
+            error_ = bad_value(spec, found->second.front());
+        }
+    }
+
+    std::optional<Error> error() const { return error_; }
+
+private:
+    const Values& values_;
+    std::optional<Error> error_; // the first one
+};
+
+template <typename T>
+auto one_of(std::map<std::string, T> names) {
+    return [names](const std::string& text) {
+        const auto found = names.find(text);
+        return found == names.end() ? std::nullopt : std::optional(found->second);
+    };
+}
+
+Result<std::vector<Cidr>> parse_dst(const std::vector<std::string>& values) {
+    std::vector<Cidr> networks;
+    for (std::string_view rest : values) {
+        for (bool more = true; more;) {
+            const auto comma = rest.find(',');
+            more = comma != std::string_view::npos;
+            const auto network = parse_cidr(rest.substr(0, comma));
+            if (!network) {
+                return wrong("--dst " + network.error().message);
+            }
+            if (networks.size() == Options::max_dst) {
+                return wrong(fmt::format("--dst was given more than {} networks: give larger ones", Options::max_dst));
+            }
+            networks.push_back(*network);
+            rest.remove_prefix(more ? comma + 1 : rest.size());
+        }
+    }
+    return networks;
+}
+
+// The options and their values as typed, or what is wrong with their form.
+Result<Values> tokenize(std::vector<std::string> arguments) {
+    CLI::App app;
+    app.set_help_flag();
+    app.allow_extras();
+    for (const Spec& spec : specs) {
+        const std::string name = fmt::format("--{}", spec.name);
+        if (spec.value.empty()) {
+            app.add_flag(name)->disable_flag_override();
+        } else {
+            app.add_option(name)->expected(1)->take_all()->allow_extra_args(false);
+        }
+    }
+    try {
+        std::reverse(arguments.begin(), arguments.end()); // CLI11 takes them from the back
+        app.parse(std::move(arguments));
+    } catch (const CLI::ParseError& error) {
+        return from_cli11(error.what());
+    }
+
+    Values values;
+    for (const Spec& spec : specs) {
+        const auto* option = app.get_option(fmt::format("--{}", spec.name));
+        if (option->count() == 0) {
+            continue;
+        }
+        values[spec.name] = option->results();
+        for (const std::string& value : option->results()) {
+            if (value.starts_with("--")) { // `--json-file --quiet` means no file of that name
+                return no_value(spec);
+            }
+        }
+    }
+    for (const std::string& extra : app.remaining()) {
+        if (extra != "--" && !values.contains("help")) {
+            return unexpected_argument(extra);
+        }
+    }
+    return values;
+}
+
+} // namespace
+
+std::string Cidr::text() const {
+    const std::string address = Address{family, network}.text();
+    return prefix == address_bits(family) ? address : fmt::format("{}/{}", address, prefix);
+}
+
+Result<Cidr> parse_cidr(std::string_view text) {
+    const auto slash = text.find('/');
+    const std::string address(text.substr(0, slash));
+    const std::string shown = text.empty() ? "\"\"" : printable(text);
+
+    Cidr cidr;
+    // inet_pton stops at a NUL, which then would be taken for the end of the text.
+    if (address.find('\0') == std::string::npos && inet_pton(AF_INET, address.c_str(), cidr.network.data()) == 1) {
+        cidr.family = IpFamily::ipv4;
+    } else if (address.find('\0') == std::string::npos &&
+               inet_pton(AF_INET6, address.c_str(), cidr.network.data()) == 1) {
+        cidr.family = IpFamily::ipv6;
+    } else {
+        return wrong(fmt::format("{} is not an address or a network: expected something like 100.100.0.0/16, "
+                                 "100.100.2.136 or fd7a:115c:a1e0::/48 (names are not looked up)",
+                                 shown));
+    }
+
+    const std::uint8_t bits = address_bits(cidr.family);
+    cidr.prefix = bits;
+    if (slash != std::string_view::npos) {
+        const auto prefix = parse_number<std::uint8_t>(text.substr(slash + 1));
+        if (!prefix || *prefix > bits) {
+            return wrong(fmt::format("{} has a wrong prefix length: expected 0 to {}, as in {}/{}", shown, bits,
+                                     address, bits == 32 ? 16 : 48));
+        }
+        cidr.prefix = *prefix;
+    }
+
+    const auto as_typed = cidr.network;
+    for (std::size_t bit = cidr.prefix; bit < bits; ++bit) {
+        cidr.network[bit / 8] &= static_cast<std::uint8_t>(~(0x80u >> (bit % 8)));
+    }
+    if (cidr.network != as_typed) {
+        const Cidr host{cidr.family, as_typed, bits};
+        return wrong(fmt::format("{} has host bits set: did you mean {} or {}?", shown, cidr.text(), host.text()));
+    }
+    return cidr;
+}
+
+Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* argv, const Environment& environment) {
+    const auto values =
+        tokenize(argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : std::vector<std::string>{});
+    if (!values) {
+        return values.error();
+    }
+    Reader reader(*values);
+
+    if (reader.given("help")) {
+        return std::variant<Options, PrintAndExit>(PrintAndExit{PrintAndExit::What::help, help_text()});
+    }
+    if (reader.given("version")) {
+        return std::variant<Options, PrintAndExit>(
+            PrintAndExit{PrintAndExit::What::version, "tsdroptrace " TSDROPTRACE_VERSION "\n"});
+    }
+    if (reader.given("print-schema")) {
+        return std::variant<Options, PrintAndExit>(PrintAndExit{PrintAndExit::What::schema, ""});
+    }
+    for (const Exclusion& exclusion : exclusions) {
+        if (reader.given(exclusion.one) && reader.given(exclusion.other)) {
+            return wrong(fmt::format("--{} does not go with --{}: {}", exclusion.one, exclusion.other, exclusion.hint));
+        }
+    }
+
+    Options options;
+    enum class Color { automatic, always, never } color = Color::automatic;
+    const auto path = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+    const auto positive = [](const std::string& text) {
+        const auto number = parse_number<std::uint64_t>(text);
+        return number == 0u ? std::nullopt : number;
+    };
+
+    options.all = reader.given("all");
+    options.json = reader.given("json");
+    options.quiet = reader.given("quiet");
+    options.verbose = reader.given("verbose");
+    reader.read("direction", options.direction,
+                one_of<DirectionFilter>(
+                    {{"both", DirectionFilter::both}, {"to", DirectionFilter::to}, {"from", DirectionFilter::from}}));
+    reader.read("color", color,
+                one_of<Color>({{"auto", Color::automatic}, {"always", Color::always}, {"never", Color::never}}));
+    reader.read("duration", options.duration, parse_time);
+    reader.read("summary-every", options.summary_every, parse_time);
+    reader.read("count", options.count, positive);
+    reader.read("json-file", options.json_file, path);
+    reader.read("record", options.record, path);
+    reader.read("replay", options.replay, path);
+    if (const auto error = reader.error()) {
+        return *error;
+    }
+
+    if (reader.given("dst")) {
+        auto dst = parse_dst(values->at("dst"));
+        if (!dst) {
+            return dst.error();
+        }
+        options.dst = std::move(*dst);
+    } else if (!options.all && !options.replay) {
+        return wrong("no --dst: say what to trace, as in tsdroptrace --dst 100.100.0.0/16 (or --all for everything)");
+    }
+
+    const bool no_color = environment.no_color && *environment.no_color;
+    options.color = color == Color::always || (color == Color::automatic && environment.stdout_is_tty && !no_color);
+    return std::variant<Options, PrintAndExit>(std::move(options));
+}
+
+std::string filter_text(const Options& options) {
+    if (options.replay) {
+        return "";
+    }
+    if (options.all) {
+        return "everything";
+    }
+    constexpr std::size_t shown = 4; // it is one line of the output; the rest is counted
+    std::string text;
+    for (std::size_t i = 0; i < std::min(shown, options.dst.size()); ++i) {
+        text += (i ? ", " : "") + options.dst[i].text();
+    }
+    if (options.dst.size() > shown) {
+        text += fmt::format(" and {} more", options.dst.size() - shown);
+    }
+    switch (options.direction) {
+    case DirectionFilter::both:
+        return text + ", both ways";
+    case DirectionFilter::to:
+        return text + ", only packets to it";
+    case DirectionFilter::from:
+        return text + ", only packets from it";
+    }
+    return text;
+}
+
+} // namespace tsdroptrace

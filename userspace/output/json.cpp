@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "output/json.h"
+
+#include <nlohmann/json.hpp>
+
+#include "util/text.h"
+
+namespace tsdroptrace::output {
+
+namespace {
+
+using json = nlohmann::ordered_json;
+
+// What a double cannot hold exactly is a string: many readers keep every number in a double.
+json number(std::uint64_t value) {
+    constexpr std::uint64_t largest_exact = std::uint64_t{1} << 53;
+    return value <= largest_exact ? json(value) : json(std::to_string(value));
+}
+
+template <typename T>
+json or_null(const std::optional<T>& value) {
+    return value ? json(*value) : json(nullptr);
+}
+
+json number_or_null(const std::optional<std::uint64_t>& value) {
+    return value ? number(*value) : json(nullptr);
+}
+
+json name_or_null(const std::optional<Hook>& hook) {
+    return hook ? json(to_string(*hook)) : json(nullptr);
+}
+
+// enum ip_conntrack_info of the kernel.
+json ct_state(std::optional<std::uint8_t> ctinfo) {
+    if (!ctinfo)
+        return nullptr;
+    switch (*ctinfo) {
+    case 0:
+        return "established";
+    case 1:
+        return "related";
+    case 2:
+        return "new";
+    case 3:
+        return "established-reply";
+    case 4:
+        return "related-reply";
+    case 7:
+        return "untracked";
+    default:
+        return nullptr;
+    }
+}
+
+json to_json(const Netns& netns) {
+    return {{"inode", netns.inode}, {"name", or_null(netns.name)}};
+}
+
+json to_json(const Packet& p) {
+    return {{"family", to_string(p.family)},
+            {"proto", proto_name(p.proto)},
+            {"src", p.src.text()},
+            {"sport", or_null(p.sport)},
+            {"dst", p.dst.text()},
+            {"dport", or_null(p.dport)},
+            {"length", p.length},
+            {"ttl", p.ttl},
+            {"tcp_flags", or_null(p.tcp_flags)},
+            {"icmp_type", or_null(p.icmp_type)},
+            {"icmp_code", or_null(p.icmp_code)},
+            {"mark", p.mark},
+            {"direction", to_string(p.direction)},
+            {"in_dev", or_null(p.in_dev)},
+            {"out_dev", or_null(p.out_dev)},
+            {"ct_state", ct_state(p.ctinfo)}};
+}
+
+json to_json(const DropSite& site) {
+    return {{"kind", to_string(site.kind)},    {"reason", site.reason},
+            {"reason_code", site.reason_code}, {"location", site.location},
+            {"hook", name_or_null(site.hook)}, {"unknown", site.unknown.empty() ? json(nullptr) : json(site.unknown)}};
+}
+
+json to_json(const Rule* rule, const std::optional<Owner>& owner) {
+    if (rule == nullptr)
+        return nullptr;
+    json path = json::array();
+    for (const PathStep& step : rule->path)
+        path.push_back(
+            {{"chain", step.chain}, {"number", or_null(step.number)}, {"handle", number_or_null(step.handle)}});
+    return {{"backend", to_string(rule->backend)},
+            {"family", to_string(rule->family)},
+            {"table", rule->table},
+            {"chain", rule->chain},
+            {"number", or_null(rule->number)},
+            {"handle", number_or_null(rule->handle)},
+            {"text", or_null(rule->text)},
+            {"path", std::move(path)},
+            {"verdict", rule->verdict},
+            {"confidence", to_string(rule->confidence)},
+            {"stale", rule->stale},
+            {"owner", owner ? json(owner->name) : json(nullptr)}};
+}
+
+json to_json(const Explanation* explanation) {
+    if (explanation == nullptr)
+        return nullptr;
+    json fixes = json::array();
+    for (const Fix& fix : explanation->fixes)
+        fixes.push_back({{"do", fix.action}, {"risk", fix.risk}});
+    return {{"id", explanation->id}, {"summary", explanation->summary}, {"fixes", std::move(fixes)}};
+}
+
+json to_json(const Cause& cause) {
+    const Drop& drop = cause.example;
+    json flows = json::array();
+    for (const Flow& flow : cause.flows)
+        flows.push_back({{"proto", proto_name(flow.proto)},
+                         {"src", flow.src.text()},
+                         {"sport", flow.sport},
+                         {"dst", flow.dst.text()},
+                         {"dport", flow.dport},
+                         {"packets", number(flow.packets)}});
+    return {
+        {"drop",
+         {{"kind", to_string(drop.site.kind)}, {"reason", drop.site.reason}, {"hook", name_or_null(drop.site.hook)}}},
+        {"rule", to_json(drop.rule.get(), drop.owner)},
+        {"netns", to_json(drop.netns)},
+        {"packets", number(cause.packets)},
+        {"bytes", number(cause.bytes)},
+        {"first", rfc3339_utc(cause.first_ns)},
+        {"last", rfc3339_utc(cause.last_ns)},
+        {"flows", std::move(flows)},
+        {"flows_other", {{"flows", number(cause.other_flows)}, {"packets", number(cause.other_packets)}}}};
+}
+
+json to_json(const std::map<std::string, std::uint64_t>& counts) {
+    json out = json::object();
+    for (const auto& [name, count] : counts)
+        out[name] = number(count);
+    return out;
+}
+
+json to_json(const Capability& capability) {
+    return {{"exactness", to_string(capability.exactness)},
+            {"reason", capability.reason.empty() ? json(nullptr) : json(capability.reason)}};
+}
+
+json line_head(const char* type, std::int64_t time_ns, const std::string& host) {
+    return {{"schema_version", 1}, {"type", type}, {"time", rfc3339_utc(time_ns)}, {"host", host}};
+}
+
+std::string finish(const json& line) {
+    constexpr bool ascii_only = true;
+    return line.dump(-1, ' ', ascii_only, json::error_handler_t::replace) + '\n';
+}
+
+} // namespace
+
+std::string json_line(const Start& start) {
+    json line = line_head("start", start.time_ns, start.host);
+    line["version"] = start.version;
+    line["kernel"] = start.kernel;
+    line["filter"] = start.filter;
+    line["capabilities"] = {{"iptables-legacy", to_json(start.capabilities.iptables_legacy)},
+                            {"iptables-nft", to_json(start.capabilities.iptables_nft)},
+                            {"nftables", to_json(start.capabilities.nftables)}};
+    return finish(line);
+}
+
+std::string json_line(const Drop& drop, const std::string& host) {
+    json line = line_head("drop", drop.time_ns, host);
+    line["mono_ns"] = number(drop.mono_ns);
+    line["cpu"] = drop.cpu;
+    line["netns"] = to_json(drop.netns);
+    line["packet"] = to_json(drop.packet);
+    line["drop"] = to_json(drop.site);
+    line["rule"] = to_json(drop.rule.get(), drop.owner);
+    line["process"] = nullptr;
+    if (drop.process)
+        line["process"] = {{"pid", drop.process->pid}, {"comm", drop.process->comm}};
+    line["explanation"] = to_json(drop.explanation.get());
+    return finish(line);
+}
+
+std::string json_line(const Lost& lost, const std::string& host, std::int64_t time_ns) {
+    json line = line_head("lost", time_ns, host);
+    line["count"] = number(lost.count);
+    line["where"] = lost.where;
+    line["since"] = rfc3339_utc(lost.since_ns);
+    return finish(line);
+}
+
+std::string json_line(const Summary& summary, const std::string& host) {
+    json line = line_head("summary", summary.until_ns, host);
+    line["final"] = summary.final;
+    line["since"] = rfc3339_utc(summary.since_ns);
+    line["until"] = rfc3339_utc(summary.until_ns);
+    line["causes"] = json::array();
+    for (const Cause& cause : summary.causes)
+        line["causes"].push_back(to_json(cause));
+    line["seen"] = nullptr; // packets that pass are not counted
+    line["lost"] = to_json(summary.lost);
+    line["hidden"] = to_json(summary.hidden);
+    return finish(line);
+}
+
+Status JsonOutput::start(const Start& start) {
+    host_ = start.host;
+    return write(json_line(start));
+}
+
+Status JsonOutput::drop(const Drop& drop, bool) {
+    if (drop.noise && !noise_)
+        return Ok{};
+    return write(json_line(drop, host_));
+}
+
+Status JsonOutput::lost(const Lost& lost) {
+    return write(json_line(lost, host_, now_()));
+}
+
+Status JsonOutput::summary(const Summary& summary) {
+    if (sink_.failed_lines() == 0)
+        return write(json_line(summary, host_));
+    Summary with_ours = summary;
+    with_ours.lost["file"] += sink_.failed_lines();
+    return write(json_line(with_ours, host_));
+}
+
+Status JsonOutput::write(const std::string& line) {
+    const std::uint64_t failed = sink_.failed_lines();
+    const std::int64_t now = now_();
+    if (failed > reported_) {
+        // On its own: the line after it may be larger, and fail where this one still fits. When this one
+        // fails, the sink counts it, which is the count for the line that is not tried then.
+        const Lost lost{failed - reported_, "file", last_written_ns_};
+        if (Status status = sink_.write(json_line(lost, host_, now)); !status)
+            return status;
+        reported_ = failed;
+    }
+    Status status = sink_.write(line);
+    if (status)
+        last_written_ns_ = now;
+    return status;
+}
+
+} // namespace tsdroptrace::output

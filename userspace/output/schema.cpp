@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "output/schema.h"
+
+namespace tsdroptrace::output {
+
+std::string schema() {
+    return R"json({
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "title": "tsdroptrace JSON lines, version 1",
+  "description": "One line is one object. Fields may be added within version 1; those here are never renamed, retyped or removed.",
+  "oneOf": [
+    { "$ref": "#/$defs/start" },
+    { "$ref": "#/$defs/drop" },
+    { "$ref": "#/$defs/lost" },
+    { "$ref": "#/$defs/summary" }
+  ],
+  "$defs": {
+    "time": {
+      "description": "RFC 3339, UTC, nanoseconds",
+      "type": "string",
+      "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{9}Z$"
+    },
+    "count": {
+      "description": "A number of up to 64 bits; a string where a double cannot hold it exactly",
+      "oneOf": [
+        { "type": "integer", "minimum": 0, "maximum": 9007199254740992 },
+        { "type": "string", "pattern": "^[0-9]{16,20}$" }
+      ]
+    },
+    "counts": {
+      "type": "object",
+      "additionalProperties": { "$ref": "#/$defs/count" }
+    },
+    "u8": { "type": "integer", "minimum": 0, "maximum": 255 },
+    "u16": { "type": "integer", "minimum": 0, "maximum": 65535 },
+    "u32": { "type": "integer", "minimum": 0, "maximum": 4294967295 },
+    "u8_or_null": { "oneOf": [{ "$ref": "#/$defs/u8" }, { "type": "null" }] },
+    "u16_or_null": { "oneOf": [{ "$ref": "#/$defs/u16" }, { "type": "null" }] },
+    "u32_or_null": { "oneOf": [{ "$ref": "#/$defs/u32" }, { "type": "null" }] },
+    "count_or_null": { "oneOf": [{ "$ref": "#/$defs/count" }, { "type": "null" }] },
+    "text_or_null": { "type": ["string", "null"] },
+    "kind": { "enum": ["rule", "policy", "hook", "kernel"] },
+    "hook": {
+      "enum": ["prerouting", "input", "forward", "output", "postrouting", "ingress", "egress", null]
+    },
+    "capability": {
+      "type": "object",
+      "required": ["exactness", "reason"],
+      "properties": {
+        "exactness": { "enum": ["exact", "inferred", "unavailable"] },
+        "reason": { "description": "why it is not exact", "$ref": "#/$defs/text_or_null" }
+      }
+    },
+    "netns": {
+      "type": "object",
+      "required": ["inode", "name"],
+      "properties": {
+        "inode": { "$ref": "#/$defs/u32" },
+        "name": { "$ref": "#/$defs/text_or_null" }
+      }
+    },
+    "packet": {
+      "type": "object",
+      "required": [
+        "family", "proto", "src", "sport", "dst", "dport", "length", "ttl", "tcp_flags", "icmp_type", "icmp_code",
+        "mark", "direction", "in_dev", "out_dev"
+      ],
+      "properties": {
+        "family": { "enum": ["ipv4", "ipv6", "other"] },
+        "proto": { "description": "a name, or the protocol number as a string", "type": "string" },
+        "src": { "type": "string" },
+        "sport": { "$ref": "#/$defs/u16_or_null" },
+        "dst": { "type": "string" },
+        "dport": { "$ref": "#/$defs/u16_or_null" },
+        "length": { "description": "bytes of the IP packet, header included", "$ref": "#/$defs/u32" },
+        "ttl": { "$ref": "#/$defs/u8" },
+        "tcp_flags": { "$ref": "#/$defs/u8_or_null" },
+        "icmp_type": { "$ref": "#/$defs/u8_or_null" },
+        "icmp_code": { "$ref": "#/$defs/u8_or_null" },
+        "mark": { "$ref": "#/$defs/u32" },
+        "direction": { "description": "toward the traced range, or coming from it", "enum": ["to", "from"] },
+        "in_dev": { "$ref": "#/$defs/text_or_null" },
+        "out_dev": { "$ref": "#/$defs/text_or_null" },
+        "ct_state": {
+          "description": "what conntrack says; null when it has not seen the packet",
+          "enum": ["established", "related", "new", "established-reply", "related-reply", "untracked", null]
+        }
+      }
+    },
+    "site": {
+      "type": "object",
+      "required": ["kind", "reason", "reason_code", "location", "hook"],
+      "properties": {
+        "kind": { "$ref": "#/$defs/kind" },
+        "reason": { "description": "the running kernel's name, without SKB_DROP_REASON_", "type": "string" },
+        "reason_code": { "$ref": "#/$defs/u32" },
+        "location": { "type": "string" },
+        "hook": { "$ref": "#/$defs/hook" },
+        "unknown": { "description": "why no rule is named", "$ref": "#/$defs/text_or_null" }
+      }
+    },
+    "step": {
+      "type": "object",
+      "required": ["chain", "number", "handle"],
+      "properties": {
+        "chain": { "type": "string" },
+        "number": { "description": "position in the chain, from 1", "$ref": "#/$defs/u32_or_null" },
+        "handle": { "$ref": "#/$defs/count_or_null" }
+      }
+    },
+    "rule_or_null": {
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": [
+            "backend", "family", "table", "chain", "number", "handle", "text", "path", "verdict", "confidence", "stale",
+            "owner"
+          ],
+          "properties": {
+            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
+            "table": { "type": "string" },
+            "chain": { "type": "string" },
+            "number": { "description": "position in the chain, from 1", "$ref": "#/$defs/u32_or_null" },
+            "handle": { "$ref": "#/$defs/count_or_null" },
+            "text": { "description": "as the user's own tool prints it", "$ref": "#/$defs/text_or_null" },
+            "path": { "type": "array", "items": { "$ref": "#/$defs/step" } },
+            "verdict": { "type": "string" },
+            "confidence": { "enum": ["exact", "inferred"] },
+            "stale": { "description": "the ruleset changed before its text was looked up", "type": "boolean" },
+            "owner": { "$ref": "#/$defs/text_or_null" }
+          }
+        }
+      ]
+    },
+    "process_or_null": {
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["pid", "comm"],
+          "properties": {
+            "pid": { "$ref": "#/$defs/u32" },
+            "comm": { "type": "string" }
+          }
+        }
+      ]
+    },
+    "explanation_or_null": {
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["id", "summary", "fixes"],
+          "properties": {
+            "id": { "type": "string" },
+            "summary": { "type": "string" },
+            "fixes": {
+              "description": "best first",
+              "type": "array",
+              "items": {
+                "type": "object",
+                "required": ["do", "risk"],
+                "properties": {
+                  "do": { "type": "string" },
+                  "risk": { "type": "string" }
+                }
+              }
+            }
+          }
+        }
+      ]
+    },
+    "flow": {
+      "type": "object",
+      "required": ["proto", "src", "sport", "dst", "dport", "packets"],
+      "properties": {
+        "proto": { "type": "string" },
+        "src": { "type": "string" },
+        "sport": { "$ref": "#/$defs/u16" },
+        "dst": { "type": "string" },
+        "dport": { "$ref": "#/$defs/u16" },
+        "packets": { "$ref": "#/$defs/count" }
+      }
+    },
+    "cause": {
+      "type": "object",
+      "required": ["drop", "rule", "netns", "packets", "bytes", "first", "last", "flows", "flows_other"],
+      "properties": {
+        "drop": {
+          "type": "object",
+          "required": ["kind", "reason", "hook"],
+          "properties": {
+            "kind": { "$ref": "#/$defs/kind" },
+            "reason": { "type": "string" },
+            "hook": { "$ref": "#/$defs/hook" }
+          }
+        },
+        "rule": { "$ref": "#/$defs/rule_or_null" },
+        "netns": { "$ref": "#/$defs/netns" },
+        "packets": { "$ref": "#/$defs/count" },
+        "bytes": { "$ref": "#/$defs/count" },
+        "first": { "$ref": "#/$defs/time" },
+        "last": { "$ref": "#/$defs/time" },
+        "flows": { "description": "most packets first", "type": "array", "items": { "$ref": "#/$defs/flow" } },
+        "flows_other": {
+          "type": "object",
+          "required": ["flows", "packets"],
+          "properties": {
+            "flows": { "$ref": "#/$defs/count" },
+            "packets": { "$ref": "#/$defs/count" }
+          }
+        }
+      }
+    },
+    "start": {
+      "type": "object",
+      "required": ["schema_version", "type", "time", "host", "version", "kernel", "filter", "capabilities"],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "start" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "version": { "type": "string" },
+        "kernel": { "type": "string" },
+        "filter": { "type": "string" },
+        "capabilities": {
+          "type": "object",
+          "required": ["iptables-legacy", "iptables-nft", "nftables"],
+          "properties": {
+            "iptables-legacy": { "$ref": "#/$defs/capability" },
+            "iptables-nft": { "$ref": "#/$defs/capability" },
+            "nftables": { "$ref": "#/$defs/capability" }
+          }
+        }
+      }
+    },
+    "drop": {
+      "type": "object",
+      "required": [
+        "schema_version", "type", "time", "host", "mono_ns", "cpu", "netns", "packet", "drop", "rule", "process",
+        "explanation"
+      ],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "drop" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "mono_ns": { "$ref": "#/$defs/count" },
+        "cpu": { "$ref": "#/$defs/u32" },
+        "netns": { "$ref": "#/$defs/netns" },
+        "packet": { "$ref": "#/$defs/packet" },
+        "drop": { "$ref": "#/$defs/site" },
+        "rule": { "$ref": "#/$defs/rule_or_null" },
+        "process": { "$ref": "#/$defs/process_or_null" },
+        "explanation": { "$ref": "#/$defs/explanation_or_null" }
+      }
+    },
+    "lost": {
+      "type": "object",
+      "required": ["schema_version", "type", "time", "host", "count", "where", "since"],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "lost" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "count": { "$ref": "#/$defs/count" },
+        "where": { "type": "string" },
+        "since": { "$ref": "#/$defs/time" }
+      }
+    },
+    "summary": {
+      "type": "object",
+      "required": [
+        "schema_version", "type", "time", "host", "final", "since", "until", "causes", "seen", "lost", "hidden"
+      ],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "summary" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "final": { "type": "boolean" },
+        "since": { "$ref": "#/$defs/time" },
+        "until": { "$ref": "#/$defs/time" },
+        "causes": { "description": "most packets first", "type": "array", "items": { "$ref": "#/$defs/cause" } },
+        "seen": { "description": "null: the packets that pass were not counted", "type": ["object", "null"] },
+        "lost": { "$ref": "#/$defs/counts" },
+        "hidden": { "$ref": "#/$defs/counts" }
+      }
+    }
+  }
+}
+)json";
+}
+
+} // namespace tsdroptrace::output

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "output/text.h"
+
+#include <algorithm>
+#include <array>
+#include <fmt/format.h>
+#include <utility>
+#include <vector>
+
+#include "util/text.h"
+
+namespace tsdroptrace::output {
+
+namespace {
+
+constexpr std::int64_t redraw_ns = 200'000'000;
+constexpr std::string_view erase_line = "\r\x1b[K";
+constexpr std::size_t label_width = 10; // "  where   "
+
+enum class Paint { none, alarm, label, strong };
+
+std::string paint(std::string_view text, Paint color, bool enabled) {
+    constexpr std::array<std::string_view, 4> codes{"", "\x1b[1;31m", "\x1b[2m", "\x1b[1m"};
+    if (!enabled || color == Paint::none)
+        return std::string(text);
+    return fmt::format("{}{}\x1b[0m", codes[static_cast<std::size_t>(color)], text);
+}
+
+// The words of one packet or cause. All outside text goes through printable() here.
+
+std::string endpoint(const Address& address, std::optional<std::uint16_t> port) {
+    if (!port)
+        return address.text();
+    const bool ipv6 = address.family == IpFamily::ipv6;
+    return fmt::format("{}{}{}:{}", ipv6 ? "[" : "", address.text(), ipv6 ? "]" : "", *port);
+}
+
+std::string tcp_flags(std::uint8_t flags) {
+    constexpr std::array<std::string_view, 8> names{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"};
+    std::string out;
+    for (std::size_t bit = 0; bit < names.size(); ++bit)
+        if ((flags >> bit & 1) != 0)
+            out.append(out.empty() ? "" : "+").append(names[bit]);
+    return out.empty() ? "no flags" : out;
+}
+
+std::string icmp_name(const Packet& packet) {
+    struct Name {
+        IpFamily family;
+        std::uint8_t type;
+        std::string_view name;
+    };
+    constexpr std::array<Name, 12> names{{{IpFamily::ipv4, 0, "echo reply"},
+                                          {IpFamily::ipv4, 3, "unreachable"},
+                                          {IpFamily::ipv4, 5, "redirect"},
+                                          {IpFamily::ipv4, 8, "echo request"},
+                                          {IpFamily::ipv4, 11, "time exceeded"},
+                                          {IpFamily::ipv6, 1, "unreachable"},
+                                          {IpFamily::ipv6, 2, "packet too big"},
+                                          {IpFamily::ipv6, 3, "time exceeded"},
+                                          {IpFamily::ipv6, 128, "echo request"},
+                                          {IpFamily::ipv6, 129, "echo reply"},
+                                          {IpFamily::ipv6, 135, "neighbour solicitation"},
+                                          {IpFamily::ipv6, 136, "neighbour advertisement"}}};
+    const auto found = std::ranges::find_if(
+        names, [&](const Name& name) { return name.family == packet.family && name.type == packet.icmp_type; });
+    if (found != names.end())
+        return std::string(found->name);
+    return fmt::format("type {} code {}", *packet.icmp_type, packet.icmp_code.value_or(0));
+}
+
+// "udp 100.100.2.136:53 > 10.0.0.2:41873, an answer, in by eth0"
+std::string describe(const Packet& packet) {
+    std::string out;
+    if (packet.family == IpFamily::other) {
+        out = fmt::format("ethertype 0x{:04x}, {} bytes", packet.ethertype, packet.length);
+    } else {
+        out = fmt::format("{} {} > {}", proto_name(packet.proto), endpoint(packet.src, packet.sport),
+                          endpoint(packet.dst, packet.dport));
+        if (packet.tcp_flags)
+            out += ", " + tcp_flags(*packet.tcp_flags);
+        if (packet.icmp_type)
+            out += ", " + icmp_name(packet);
+    }
+    if (packet.ctinfo == 3)
+        out += ", an answer";
+    if (packet.ctinfo == 4)
+        out += ", about an answer";
+    if (packet.in_dev)
+        out += ", in by " + printable(*packet.in_dev);
+    if (packet.out_dev)
+        out += ", out by " + printable(*packet.out_dev);
+    return out;
+}
+
+// "ts-input rule 3, handle 10"; handles only where they are the user's way to edit a rule.
+std::string describe(const PathStep& step, Backend backend) {
+    std::string out = printable(step.chain);
+    if (step.number)
+        out += fmt::format(" rule {}", *step.number);
+    if (step.handle && backend == Backend::nftables)
+        out += fmt::format("{} handle {}", step.number ? "," : "", *step.handle);
+    return out;
+}
+
+std::string reason_name(const DropSite& site) {
+    return site.reason.empty() ? "no reason given" : printable(site.reason);
+}
+
+// One cause in a few words, for a line of counts: "by ts-input rule 3".
+std::string cause_name(const Drop& drop) {
+    const Rule* rule = drop.rule.get();
+    if (drop.site.kind == DropKind::rule && rule != nullptr)
+        return "by " + describe({rule->chain, rule->number, rule->handle}, rule->backend);
+    if (drop.site.kind == DropKind::policy && rule != nullptr)
+        return fmt::format("by the policy of {}", printable(rule->chain));
+    if (drop.site.kind != DropKind::kernel)
+        return drop.site.hook ? fmt::format("by netfilter at {}, rule not known", to_string(*drop.site.hook))
+                              : "by netfilter, rule not known";
+    return drop.site.reason.empty() && drop.site.location.empty() ? "details lost" : reason_name(drop.site);
+}
+
+std::string_view verb(const Drop& drop) {
+    return drop.rule && drop.rule->verdict == "reject" ? "REJECTED" : "DROPPED";
+}
+
+std::string netns_name(const Netns& netns) {
+    return netns.name ? fmt::format("{} ({})", printable(*netns.name), netns.inode) : std::to_string(netns.inode);
+}
+
+// As the tool that edits it calls it: iptables knows "filter", nft "ip filter".
+std::string table_name(const Rule& rule) {
+    if (rule.backend == Backend::nftables)
+        return fmt::format("table {} {}", to_string(rule.family), printable(rule.table));
+    return "table " + printable(rule.table);
+}
+
+std::string tool_name(const Rule& rule) {
+    const std::string name(to_string(rule.backend));
+    return rule.backend != Backend::nftables && rule.family == RuleFamily::ip6 ? "ip6" + name.substr(2) : name;
+}
+
+std::string where(const Drop& drop) {
+    std::string out;
+    const DropSite& site = drop.site;
+    if (const Rule* rule = drop.rule.get()) {
+        if (site.hook)
+            out = fmt::format("{} hook, ", to_string(*site.hook));
+        out += table_name(*rule) + ": ";
+        for (const PathStep& step : rule->path)
+            out += (&step == rule->path.data() ? "" : " > ") + describe(step, rule->backend);
+        if (rule->path.empty())
+            out += describe({rule->chain, rule->number, rule->handle}, rule->backend);
+        if (site.kind == DropKind::policy)
+            out += " policy";
+        out += fmt::format(" ({}{})", tool_name(*rule), rule->confidence == Confidence::inferred ? ", inferred" : "");
+        return out;
+    }
+    out = site.hook ? fmt::format("{} hook, ", to_string(*site.hook)) : std::string{};
+    out += reason_name(site);
+    out += site.location.empty() ? ", function not known" : " at " + printable(site.location);
+    return out;
+}
+
+// What is known of the rule itself; empty when there is none to speak of.
+std::string rule_line(const Drop& drop) {
+    if (drop.site.kind == DropKind::hook)
+        return "not known: " + (drop.site.unknown.empty() ? "nothing says which" : printable(drop.site.unknown));
+    if (!drop.rule)
+        return drop.site.kind == DropKind::kernel ? "" : "not known: its ruleset could not be read";
+    if (drop.site.kind == DropKind::policy)
+        return fmt::format("none took the packet; the policy of {} is {}", printable(drop.rule->chain),
+                           printable(drop.rule->verdict));
+    if (drop.rule->text && drop.rule->stale)
+        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)";
+    if (drop.rule->text)
+        return printable(*drop.rule->text);
+    return drop.rule->stale ? "not known: the ruleset changed before its text could be read"
+                            : "not known: its text could not be read";
+}
+
+std::string owner_line(const Owner& owner) {
+    std::string out = fmt::format("{}, going by {}", printable(owner.name), printable(owner.evidence));
+    if (!owner.configured_by.empty())
+        out += "; configured by: " + printable(owner.configured_by);
+    return out;
+}
+
+// Narrower than this nothing can be read, so there a line breaks where the terminal breaks it.
+std::size_t width_of(const TextOptions& options) {
+    return std::max(options.width, 40U);
+}
+
+// Collects lines of at most `width` columns.
+class Page {
+public:
+    explicit Page(const TextOptions& options) : width_(width_of(options)), color_(options.color) {}
+
+    // A paragraph behind a head of the same line; following lines are indented to where the text began.
+    void paragraph(std::string_view head, std::string_view text, std::size_t indent, Paint head_paint = Paint::none) {
+        bool first = true;
+        for (const std::string& line : wrap(text, width_ - indent)) {
+            const std::size_t pad = first ? indent - std::min(indent, columns(head)) : indent;
+            text_ +=
+                (first ? paint(head, head_paint, color_) : "") + std::string(line.empty() ? 0 : pad, ' ') + line + '\n';
+            first = false;
+        }
+    }
+    void field(std::string_view label, std::string_view text) {
+        if (!text.empty())
+            paragraph("  " + std::string(label), text, label_width, Paint::label);
+    }
+    // As it is, however wide: a command that is broken in two cannot be pasted.
+    void whole(std::string_view head, std::string_view text) { text_ += std::string(head) + std::string(text) + '\n'; }
+    void blank() { text_ += '\n'; }
+    void cut_line(std::string_view text) { text_ += cut(text, width_) + '\n'; }
+
+    std::string take() { return std::move(text_); }
+    bool color() const { return color_; }
+
+private:
+    std::size_t width_;
+    bool color_;
+    std::string text_;
+};
+
+void entry(Page& page, const Drop& drop) {
+    const std::string head = fmt::format("{} {}  ", clock_local(drop.time_ns), verb(drop));
+    page.paragraph(head, describe(drop.packet), head.size(), drop.noise ? Paint::strong : Paint::alarm);
+    page.field("where", where(drop));
+    page.field("rule", rule_line(drop));
+    if (drop.owner)
+        page.field("owner", owner_line(*drop.owner));
+    if (!drop.netns.initial)
+        page.field("netns", netns_name(drop.netns));
+    if (drop.process)
+        page.field("sender", fmt::format("{} (pid {})", printable(drop.process->comm), drop.process->pid));
+    if (drop.noise)
+        page.field("noise", "a healthy machine drops these all day");
+    if (drop.explanation) {
+        page.field("why", printable(drop.explanation->summary));
+        std::size_t n = 0;
+        for (const Fix& fix : drop.explanation->fixes) {
+            const std::string label = paint(n == 0 ? "  fix     " : "          ", Paint::label, page.color());
+            page.whole(label + fmt::format("{:<3}", ++n), paint(printable(fix.action), Paint::strong, page.color()));
+            page.paragraph("", "risk: " + printable(fix.risk), label_width + 3);
+        }
+    }
+    page.blank();
+}
+
+// "12 dropped: 10 by ts-input rule 3, 2 NO_SOCKET"
+std::string counts_line(const Summary& summary) {
+    std::string out = fmt::format("{} dropped", summary.packets());
+    for (const Cause& cause : summary.causes)
+        out += fmt::format("{} {} {}", &cause == summary.causes.data() ? ":" : ",", cause.packets,
+                           cause_name(cause.example));
+    return out;
+}
+
+// What is lost, by where.
+struct LostWords {
+    std::string_view where, text; // "37 " + text
+};
+
+constexpr std::array<LostWords, 8> lost_words{{
+    {"ring", "drops were counted but not shown: the ring buffer was full"},
+    {"unread", "drops were counted but not shown: tracing ended before they were read"},
+    {"recursion", "times a packet was freed while this program was at work on the same CPU: not counted"},
+    {"sampled", "drops were counted but not shown: they came too fast"},
+    {"resolver", "drops were shown without their rule: the look-up was too slow"},
+    {"file", "JSON lines could not be written"},
+    {"causes", "drops are in no count: the kernel's table of causes was full"},
+    {"flows", "drops were counted without their flow: the kernel's table of flows was full"},
+}};
+
+std::string describe_lost(const std::string& where, std::uint64_t count) {
+    const auto found = std::ranges::find(lost_words, std::string_view(where), &LostWords::where);
+    if (found != lost_words.end())
+        return fmt::format("{} {}", count, found->text);
+    return fmt::format("{} events were lost at: {}", count, printable(where));
+}
+
+// Flows by their far end, which is what a person asks for: an answer's local port is a different one each time.
+struct FarEnd {
+    std::string text;
+    std::uint64_t packets = 0;
+};
+
+std::vector<FarEnd> far_ends(const Cause& cause) {
+    const bool from = cause.example.packet.direction == Direction::from;
+    std::vector<FarEnd> ends;
+    for (const Flow& flow : cause.flows) {
+        const std::uint16_t port = from ? flow.sport : flow.dport;
+        const std::string text =
+            fmt::format("{} {} {}", proto_name(flow.proto), from ? "from" : "to",
+                        endpoint(from ? flow.src : flow.dst, port != 0 ? std::optional(port) : std::nullopt));
+        const auto found = std::ranges::find(ends, text, &FarEnd::text);
+        if (found == ends.end())
+            ends.push_back({text, flow.packets});
+        else
+            found->packets += flow.packets;
+    }
+    std::ranges::stable_sort(ends, std::ranges::greater{}, &FarEnd::packets);
+    return ends;
+}
+
+void cause_lines(Page& page, const Cause& cause) {
+    const Drop& drop = cause.example;
+    std::string text = cause_name(drop);
+    if (drop.rule)
+        text += fmt::format(", {} ({})", table_name(*drop.rule), tool_name(*drop.rule));
+    else if (!drop.site.location.empty())
+        text += " at " + printable(drop.site.location);
+    if (drop.owner)
+        text += ", " + printable(drop.owner->name);
+    if (!drop.netns.initial && cause.id != 0)
+        text += ", netns " + netns_name(drop.netns);
+    const std::string head = fmt::format("{:>6}  ", cause.packets);
+    page.paragraph(head, text, head.size(), Paint::strong);
+    page.paragraph("",
+                   fmt::format("first {}, last {}, {}", clock_local(cause.first_ns), clock_local(cause.last_ns),
+                               counted(cause.bytes, "byte")),
+                   head.size());
+    constexpr std::size_t shown = 3;
+    const std::vector<FarEnd> ends = far_ends(cause);
+    std::uint64_t rest = cause.other_packets;
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+        if (i < shown)
+            page.paragraph("", fmt::format("{} {}", ends[i].packets, ends[i].text), head.size());
+        else
+            rest += ends[i].packets;
+    }
+    if (rest > 0)
+        page.paragraph("", fmt::format("{} in other flows", rest), head.size());
+}
+
+void total_lines(Page& page, const Summary& summary, const std::string& filter) {
+    const std::string span = duration_text(summary.until_ns - summary.since_ns);
+    const std::string clock =
+        fmt::format("from {} to {}", clock_local(summary.since_ns), clock_local(summary.until_ns));
+    if (summary.causes.empty()) {
+        page.paragraph("",
+                       fmt::format("nothing{} was dropped here in {}, {} (filter: {})",
+                                   summary.hidden.empty() ? "" : " but noise", span, clock, printable(filter)),
+                       0);
+        page.paragraph("",
+                       "If packets are still missing: they may never have come, may have left by another device "
+                       "(ip route get ADDRESS shows which), or may have gone into a tunnel, where its program can "
+                       "drop them unseen (for Tailscale: tailscale metrics print).",
+                       2);
+    } else {
+        page.paragraph("", fmt::format("{} dropped in {}, {}", summary.packets(), span, clock), 0);
+    }
+}
+
+} // namespace
+
+Status TextOutput::start(const Start& start) {
+    filter_ = start.filter;
+    if (options_.quiet)
+        return Ok{};
+    const Capabilities& c = start.capabilities;
+    const std::array<std::pair<Backend, const Capability*>, 3> backends{{{Backend::iptables_legacy, &c.iptables_legacy},
+                                                                         {Backend::iptables_nft, &c.iptables_nft},
+                                                                         {Backend::nftables, &c.nftables}}};
+    std::string exact;
+    for (const auto& [backend, capability] : backends)
+        if (capability->exactness == Exactness::exact)
+            exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
+    Page page(options_);
+    page.paragraph("",
+                   fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
+                               exact.empty() ? "none" : exact),
+                   0);
+    for (const auto& [backend, capability] : backends)
+        if (capability->exactness != Exactness::exact)
+            page.paragraph("",
+                           fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
+                                       printable(capability->reason)),
+                           2);
+    page.blank();
+    return print(page.take());
+}
+
+Status TextOutput::drop(const Drop& drop, bool new_cause) {
+    if (!new_cause || options_.quiet || (drop.noise && !options_.verbose))
+        return Ok{};
+    Page page(options_);
+    entry(page, drop);
+    return print(page.take());
+}
+
+Status TextOutput::lost(const Lost& lost) {
+    if (options_.quiet)
+        return Ok{};
+    Page page(options_);
+    page.paragraph("", describe_lost(lost.where, lost.count), 0);
+    return print(page.take());
+}
+
+Status TextOutput::summary(const Summary& summary) {
+    Page page(options_);
+    if (!summary.final) {
+        if (options_.quiet)
+            return Ok{};
+        page.cut_line(clock_local(summary.until_ns) + "  " + counts_line(summary));
+        return print(page.take());
+    }
+    live_line_ |= options_.tty; // the ^C that the terminal has echoed goes as well
+    total_lines(page, summary, filter_);
+    for (const Cause& cause : summary.causes)
+        cause_lines(page, cause);
+    std::string hidden;
+    for (const auto& [reason, packets] : summary.hidden)
+        hidden += fmt::format("{}{} {}", hidden.empty() ? "" : ", ", packets, printable(reason));
+    if (!hidden.empty())
+        page.paragraph("", options_.verbose ? "noise: " + hidden : "hidden: " + hidden + " (noise; --verbose shows it)",
+                       0);
+    std::string lost;
+    for (const auto& [where, count] : summary.lost)
+        if (count > 0)
+            lost += (lost.empty() ? "" : "; ") + describe_lost(where, count);
+    if (!lost.empty())
+        page.paragraph("", "lost: " + lost, 0);
+    return print(page.take());
+}
+
+Status TextOutput::progress(const Summary& summary) {
+    if (!options_.tty || options_.quiet || summary.causes.empty())
+        return Ok{};
+    if (summary.until_ns - drawn_ns_ < redraw_ns)
+        return Ok{};
+    // One column stays free: a cursor past the last one would be on the next line on some terminals.
+    Status status = sink_.write(std::string(erase_line) + cut(counts_line(summary), width_of(options_) - 1));
+    live_line_ = true;
+    drawn_ns_ = summary.until_ns;
+    return status;
+}
+
+Status TextOutput::print(std::string text) {
+    if (std::exchange(live_line_, false))
+        text.insert(0, erase_line);
+    return sink_.write(text);
+}
+
+} // namespace tsdroptrace::output

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// A ruleset as userspace reads it, at one generation: what turns a handle or an offset into a rule's text.
+// Plain data, so that --record can write it and --replay and the unit tests can read it back.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model.h"
+
+namespace tsdroptrace::resolve_rule {
+
+struct SnapshotRule {
+    std::optional<std::uint64_t> handle; // nf_tables
+    std::optional<std::uint32_t> offset; // x_tables: in the blob
+    std::string text;                    // nftables: the rule line without its handle; iptables: "-A chain ..."
+    std::string verdict;                 // "drop", "reject", ... ; empty when it is something else
+    // x_tables: the blob offset of the chain that the rule jumps or goes to
+    std::optional<std::uint32_t> jump_offset;
+    bool is_goto = false;
+};
+
+struct SnapshotChain {
+    std::string name;
+    std::optional<std::uint64_t> handle;        // nf_tables
+    std::optional<std::uint32_t> offset;        // x_tables: of the chain's first entry
+    std::optional<Hook> hook;                   // base and built-in chains only
+    std::optional<std::uint32_t> policy_offset; // x_tables built-in chains: of the policy's entry
+    Backend backend = Backend::nftables;        // who can print and edit it
+    std::vector<SnapshotRule> rules;            // in order: rules[0] is number 1
+};
+
+struct SnapshotTable {
+    RuleFamily family = RuleFamily::ip;
+    std::string name;
+    std::optional<std::uint64_t> handle; // nf_tables
+    std::vector<SnapshotChain> chains;
+};
+
+enum class SnapshotKind { nf_tables, ip_tables, ip6_tables };
+
+struct Snapshot {
+    SnapshotKind kind = SnapshotKind::nf_tables;
+    std::uint32_t netns = 0;      // inode
+    std::uint32_t generation = 0; // tsdt_cause_key.generation at which it was read
+    std::vector<SnapshotTable> tables;
+    std::vector<std::string> problems; // what could not be read and why, for the log
+};
+
+} // namespace tsdroptrace::resolve_rule

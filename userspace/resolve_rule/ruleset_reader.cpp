@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "resolve_rule/ruleset_reader.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+// libc's headers first: the kernel's then leave out what both define.
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <fmt/core.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/netfilter_ipv6/ip6_tables.h>
+#include <nftables/libnftables.h>
+
+#include "resolve_rule/iptables_save.h"
+#include "resolve_rule/legacy_blob.h"
+#include "resolve_rule/nft_listing.h"
+#include "util/fd.h"
+#include "util/netns.h"
+#include "util/subprocess.h"
+
+namespace tsdroptrace::resolve_rule {
+namespace {
+
+// ---- iptables' own programs ----
+
+std::optional<std::string> find_program(std::string_view name) {
+    static constexpr const char* directories[] = {"/usr/sbin", "/sbin", "/usr/local/sbin"};
+    for (const char* directory : directories) {
+        std::string path = fmt::format("{}/{}", directory, name);
+        if (access(path.c_str(), X_OK) == 0)
+            return path;
+    }
+    return std::nullopt;
+}
+
+// The -save program of one backend ("nft" or "legacy") for ip or ip6. Where only the plain name exists, its
+// version tells which backend it is for; before iptables 1.8 there was nothing but legacy to tell.
+std::optional<std::string> find_save_program(RuleFamily family, std::string_view backend) {
+    std::string_view command = family == RuleFamily::ip6 ? "ip6tables" : "iptables";
+    if (auto path = find_program(fmt::format("{}-{}-save", command, backend)))
+        return path;
+    auto path = find_program(fmt::format("{}-save", command));
+    if (!path)
+        return std::nullopt;
+    auto version = run_program(*path, {"-V"});
+    if (!version || version->exit_code != 0)
+        return std::nullopt;
+    bool is_nft = version->out.find("nf_tables") != std::string::npos;
+    return is_nft == (backend == "nft") ? path : std::nullopt;
+}
+
+// Puts iptables' words on one table, as far as its program prints it. Whether it is complete is told by the
+// words themselves, not by the exit code: 3 means that it met a rule which it cannot print.
+void ask_iptables(const std::string& program, SnapshotTable& table, std::vector<std::string>& problems) {
+    auto saved = run_program(program, {"-t", table.name});
+    if (saved)
+        use_iptables_words(table, read_iptables_save(saved->out));
+    else
+        problems.push_back(saved.error().message);
+}
+
+// ---- nf_tables ----
+
+struct NftContext {
+    nft_ctx* ctx = nft_ctx_new(NFT_CTX_DEFAULT);
+    ~NftContext() { nft_ctx_free(ctx); }
+};
+
+// In a child; through libnftables' own buffer, since it flushes a stream after every word.
+int list_nft_ruleset() {
+    NftContext nft;
+    if (!nft.ctx || nft_ctx_buffer_output(nft.ctx) != 0)
+        return 1;
+    nft_ctx_set_error(nft.ctx, stderr);
+    nft_ctx_output_set_flags(nft.ctx, NFT_CTX_OUTPUT_HANDLE | NFT_CTX_OUTPUT_STATELESS | NFT_CTX_OUTPUT_TERSE);
+    if (nft_run_cmd_from_buffer(nft.ctx, "list ruleset") != 0)
+        return 1;
+    std::string_view text = nft_ctx_get_output_buffer(nft.ctx);
+    while (!text.empty()) {
+        ssize_t count = write(STDOUT_FILENO, text.data(), text.size());
+        if (count <= 0)
+            return 1;
+        text.remove_prefix(static_cast<std::size_t>(count));
+    }
+    return 0;
+}
+
+// A table that iptables-nft would use.
+bool is_iptables_table(const SnapshotTable& table) {
+    static constexpr std::string_view names[] = {"raw", "mangle", "nat", "filter", "security"};
+    return (table.family == RuleFamily::ip || table.family == RuleFamily::ip6) &&
+           std::find(std::begin(names), std::end(names), table.name) != std::end(names);
+}
+
+Result<Snapshot> read_nf_tables(std::size_t max_rules) {
+    auto listing = run_forked(list_nft_ruleset);
+    if (!listing)
+        return listing.error();
+    if (listing->exit_code != 0)
+        return Error{ErrorKind::other, fmt::format("libnftables cannot list the ruleset: {}",
+                                                   listing->err.substr(0, listing->err.find('\n')))};
+    Snapshot snapshot;
+    snapshot.kind = SnapshotKind::nf_tables;
+    read_nft_listing(listing->out, max_rules, snapshot);
+    listing->out = {}; // may be megabytes
+
+    for (RuleFamily family : {RuleFamily::ip, RuleFamily::ip6}) {
+        auto of_iptables = [&](const SnapshotTable& t) { return t.family == family && is_iptables_table(t); };
+        if (std::none_of(snapshot.tables.begin(), snapshot.tables.end(), of_iptables))
+            continue;
+        auto program = find_save_program(family, "nft");
+        if (!program) {
+            snapshot.problems.push_back("iptables-nft-save is not installed: its rules are shown as nft prints them");
+            continue;
+        }
+        for (SnapshotTable& table : snapshot.tables)
+            if (of_iptables(table))
+                ask_iptables(*program, table, snapshot.problems);
+    }
+    return snapshot;
+}
+
+// ---- ip_tables, ip6_tables ----
+
+// IPT_SO_GET_* and IP6T_SO_GET_* are the same numbers at another level, their structs the same.
+static_assert(IPT_SO_GET_INFO == IP6T_SO_GET_INFO && IPT_SO_GET_ENTRIES == IP6T_SO_GET_ENTRIES);
+static_assert(sizeof(ipt_getinfo) == sizeof(ip6t_getinfo) && sizeof(ipt_get_entries) == sizeof(ip6t_get_entries));
+
+constexpr std::size_t max_blob = 64u << 20;
+constexpr std::size_t max_tables = 16; // five exist
+
+struct Blob {
+    BlobInfo info;
+    std::vector<std::byte> bytes; // struct ipt_get_entries and what follows it
+    std::span<const std::byte> entries() const { return std::span(bytes).subspan(sizeof(ipt_get_entries)); }
+};
+
+Result<Blob> read_blob(int socket, RuleFamily family, const std::string& table) {
+    int level = family == RuleFamily::ip6 ? SOL_IPV6 : SOL_IP;
+    for (int attempt = 0; attempt < 3; attempt++) {
+        ipt_getinfo info{};
+        table.copy(info.name, sizeof info.name - 1);
+        socklen_t size = sizeof info;
+        if (getsockopt(socket, level, IPT_SO_GET_INFO, &info, &size) != 0)
+            return Error{ErrorKind::other, fmt::format("table {}: {}", table, std::strerror(errno))};
+        if (info.size > max_blob)
+            return Error{ErrorKind::other, fmt::format("table {}: {} bytes are too many", table, info.size)};
+
+        Blob blob;
+        blob.info.valid_hooks = info.valid_hooks;
+        std::copy(std::begin(info.hook_entry), std::end(info.hook_entry), blob.info.hook_entry.begin());
+        std::copy(std::begin(info.underflow), std::end(info.underflow), blob.info.underflow.begin());
+        blob.info.num_entries = info.num_entries;
+        blob.bytes.resize(sizeof(ipt_get_entries) + info.size);
+        std::memcpy(blob.bytes.data() + offsetof(ipt_get_entries, name), info.name, sizeof info.name);
+        std::memcpy(blob.bytes.data() + offsetof(ipt_get_entries, size), &info.size, sizeof info.size);
+        size = static_cast<socklen_t>(blob.bytes.size());
+        if (getsockopt(socket, level, IPT_SO_GET_ENTRIES, blob.bytes.data(), &size) == 0)
+            return blob;
+        if (errno != EAGAIN) // the table was replaced by one of another size
+            break;
+    }
+    return Error{ErrorKind::other, fmt::format("table {}: {}", table, std::strerror(errno))};
+}
+
+// Only tables that are there: asking for another one would create it.
+std::vector<std::string> table_names(RuleFamily family, std::vector<std::string>& problems) {
+    const char* path =
+        family == RuleFamily::ip6 ? "/proc/thread-self/net/ip6_tables_names" : "/proc/thread-self/net/ip_tables_names";
+    std::ifstream file(path);
+    if (!file)
+        problems.push_back(fmt::format("cannot read {}: {}", path, std::strerror(errno)));
+    std::vector<std::string> names;
+    for (std::string name; names.size() < max_tables && std::getline(file, name);)
+        if (!name.empty() && name.size() < XT_TABLE_MAXNAMELEN)
+            names.push_back(name);
+    return names;
+}
+
+Result<Snapshot> read_legacy(RuleFamily family, std::size_t max_rules) {
+    Snapshot snapshot;
+    snapshot.kind = family == RuleFamily::ip6 ? SnapshotKind::ip6_tables : SnapshotKind::ip_tables;
+    std::vector<std::string> names = table_names(family, snapshot.problems);
+    if (names.empty())
+        return snapshot;
+    Fd socket(::socket(family == RuleFamily::ip6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
+    if (!socket)
+        return Error{ErrorKind::other, fmt::format("cannot open a raw socket: {}", std::strerror(errno))};
+
+    auto program = find_save_program(family, "legacy");
+    if (!program)
+        snapshot.problems.push_back("iptables-legacy-save is not installed: matches and targets lack their details");
+    std::size_t rules = 0;
+    for (const std::string& name : names) {
+        auto blob = read_blob(socket.get(), family, name);
+        auto table =
+            blob ? parse_ipt_blob(family, name, blob->info, blob->entries()) : Result<SnapshotTable>(blob.error());
+        if (!table) {
+            snapshot.problems.push_back(table.error().message);
+            continue;
+        }
+        for (const SnapshotChain& chain : table->chains)
+            rules += chain.rules.size();
+        if (rules > max_rules) {
+            snapshot.problems.push_back(fmt::format("more than {} rules: table {} was left out", max_rules, name));
+            break;
+        }
+        if (program)
+            ask_iptables(*program, *table, snapshot.problems);
+        snapshot.tables.push_back(std::move(*table));
+    }
+    return snapshot;
+}
+
+} // namespace
+
+Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules) {
+    Result<Snapshot> snapshot = Error{};
+    Status entered = run_in_netns(netns, [&] {
+        switch (kind) {
+        case SnapshotKind::nf_tables:
+            snapshot = read_nf_tables(max_rules);
+            break;
+        case SnapshotKind::ip_tables:
+            snapshot = read_legacy(RuleFamily::ip, max_rules);
+            break;
+        case SnapshotKind::ip6_tables:
+            snapshot = read_legacy(RuleFamily::ip6, max_rules);
+            break;
+        }
+    });
+    if (!entered)
+        return entered.error();
+    if (snapshot)
+        snapshot->netns = netns;
+    return snapshot;
+}
+
+} // namespace tsdroptrace::resolve_rule

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Reads rulesets of the running machine, and only reads: nothing here loads a module, creates a table or
+// begins a transaction.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "resolve_rule/ruleset.h"
+#include "util/result.h"
+
+namespace tsdroptrace::resolve_rule {
+
+// The ruleset of that kind in the network namespace with that inode; its generation is left 0. Needs
+// CAP_NET_ADMIN, and CAP_SYS_ADMIN for another namespace. At most `max_rules` rules. Fails when nothing could
+// be read; what is missing is told in Snapshot::problems, and a table is there as a whole or not at all.
+// Takes some 10 ms for a small ruleset; each program that it asks has two seconds.
+//
+// nf_tables: libnftables lists, in a forked child, since it keeps its memory and may abort() on what it does
+// not know; iptables-nft-save gives iptables' words for tables that have its names. `iptables-nft -S` would
+// print single chains where -save gives up on a table, but it ends in a (mostly empty) transaction, and
+// before iptables 1.8.9 creates missing base chains: it is not used.
+// ip_tables, ip6_tables: the tables in /proc/net/ip_tables_names, by getsockopt, with iptables-legacy-save's
+// words.
+Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules);
+
+} // namespace tsdroptrace::resolve_rule

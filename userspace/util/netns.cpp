@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "util/netns.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sched.h>
+#include <sys/stat.h>
+
+namespace tsdroptrace {
+namespace {
+
+constexpr const char* own_netns = "/proc/thread-self/ns/net";
+constexpr const char* ip_netns_directories[] = {"/run/netns", "/var/run/netns"};
+constexpr const char* other_directories[] = {"/run/docker/netns", "/var/run/docker/netns"};
+constexpr int max_processes = 65536;
+
+struct CloseDirectory {
+    void operator()(DIR* directory) const { closedir(directory); }
+};
+
+bool is_netns(const struct stat& found, std::uint32_t inode) {
+    // Inode numbers are only unique within nsfs, so the device has to be the one of our own namespace.
+    struct stat own;
+    return found.st_ino == inode && stat(own_netns, &own) == 0 && found.st_dev == own.st_dev;
+}
+
+// Opens the path if it is the namespace; what a path means can change between two calls.
+Fd open_if_netns(const std::string& path, std::uint32_t inode) {
+    struct stat status;
+    if (stat(path.c_str(), &status) != 0 || status.st_ino != inode)
+        return Fd();
+    Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd || fstat(fd.get(), &status) != 0 || !is_netns(status, inode))
+        return Fd();
+    return fd;
+}
+
+struct Named {
+    Fd fd;
+    std::string name;
+};
+
+Named find_in_directory(const char* path, std::uint32_t inode) {
+    std::unique_ptr<DIR, CloseDirectory> directory(opendir(path));
+    while (dirent* entry = directory ? readdir(directory.get()) : nullptr) {
+        if (entry->d_name[0] == '.')
+            continue;
+        if (Fd fd = open_if_netns(fmt::format("{}/{}", path, entry->d_name), inode))
+            return {std::move(fd), entry->d_name};
+    }
+    return {};
+}
+
+Fd find_by_process(std::uint32_t inode) {
+    std::unique_ptr<DIR, CloseDirectory> proc(opendir("/proc"));
+    int seen = 0;
+    while (dirent* entry = proc ? readdir(proc.get()) : nullptr) {
+        if (!std::isdigit(static_cast<unsigned char>(entry->d_name[0])))
+            continue;
+        if (++seen > max_processes)
+            break;
+        if (Fd fd = open_if_netns(fmt::format("/proc/{}/ns/net", entry->d_name), inode))
+            return fd;
+    }
+    return Fd();
+}
+
+} // namespace
+
+std::uint32_t current_netns() {
+    struct stat status;
+    return stat(own_netns, &status) == 0 ? static_cast<std::uint32_t>(status.st_ino) : 0;
+}
+
+std::optional<std::string> netns_name(std::uint32_t inode) {
+    for (const char* directory : ip_netns_directories)
+        if (Named found = find_in_directory(directory, inode); found.fd)
+            return found.name;
+    return std::nullopt;
+}
+
+Result<Fd> open_netns(std::uint32_t inode) {
+    for (const char* directory : ip_netns_directories)
+        if (Named found = find_in_directory(directory, inode); found.fd)
+            return std::move(found.fd);
+    for (const char* directory : other_directories)
+        if (Named found = find_in_directory(directory, inode); found.fd)
+            return std::move(found.fd);
+    if (Fd fd = find_by_process(inode))
+        return fd;
+    return Error{ErrorKind::other,
+                 fmt::format("network namespace {} is gone, or no name and no process leads to it", inode)};
+}
+
+Status run_in_netns(std::uint32_t inode, const std::function<void()>& work) {
+    if (inode != 0 && inode == current_netns()) {
+        work();
+        return Ok{};
+    }
+    auto fd = open_netns(inode);
+    if (!fd)
+        return fd.error();
+    Status status = Ok{};
+    try {
+        std::thread([&] {
+            if (setns(fd->get(), CLONE_NEWNET) == 0)
+                work();
+            else
+                status = Error{ErrorKind::other,
+                               fmt::format("cannot enter network namespace {}: {}", inode, std::strerror(errno))};
+        }).join();
+    } catch (const std::system_error& failure) { // how std::thread says EAGAIN
+        return Error{ErrorKind::other, fmt::format("cannot start a thread: {}", failure.what())};
+    }
+    return status;
+}
+
+} // namespace tsdroptrace

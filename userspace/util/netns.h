@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Network namespaces by the inode that the kernel reports with a packet.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "util/fd.h"
+#include "util/result.h"
+
+namespace tsdroptrace {
+
+// Inode of the calling thread's network namespace; 0 when /proc is not mounted.
+std::uint32_t current_netns();
+
+// The name under which `ip netns` shows the namespace, as it is (it comes from outside); nullopt when it has
+// none or is gone.
+std::optional<std::string> netns_name(std::uint32_t inode);
+
+// An open handle on the namespace: by a name in /run/netns (ip netns) or /run/docker/netns, else through a
+// process that lives in it. Looks at no more than 65,536 processes. Fails when it is gone, or when nothing
+// but a socket or a foreign mount keeps it.
+Result<Fd> open_netns(std::uint32_t inode);
+
+// Runs `work` on a thread of its own that has entered the namespace, so that the caller's threads never leave
+// theirs, and waits for it; in the caller's own namespace runs it right here. Children that `work` starts
+// live there too, sockets stay there. /proc/net shows the namespace of the main thread: read
+// /proc/thread-self/net instead. Needs CAP_SYS_ADMIN.
+Status run_in_netns(std::uint32_t inode, const std::function<void()>& work);
+
+} // namespace tsdroptrace
