@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "decode/decode.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include <arpa/inet.h>
+
+#include "catch.h"
+
+using namespace tsdroptrace;
+using namespace tsdroptrace::decode;
+
+namespace {
+
+template <std::size_t N>
+void set(char (&target)[N], std::string_view text) {
+    std::memset(target, 0, N);
+    std::memcpy(target, text.data(), std::min(N, text.size()));
+}
+
+// The answer of the cloud's name server that Tailscale's rule drops, with the reason numbers of Linux 6.8.
+tsdt_drop dns_answer() {
+    tsdt_drop record{};
+    record.key.netns = 4026531840;
+    record.key.reason = 8;
+    record.key.source = TSDT_SOURCE_LEGACY_RULE;
+    record.key.hook = 1;
+    record.key.pf = 2;
+    record.mono_ns = 5'000'000'042;
+    record.cpu = 3;
+    record.cause_id = 7;
+    record.family = 4;
+    record.proto = 17;
+    inet_pton(AF_INET, "100.100.2.136", record.saddr);
+    inet_pton(AF_INET, "172.16.0.5", record.daddr);
+    record.sport = htons(53);
+    record.dport = htons(40123);
+    record.has_ports = record.has_l4 = record.from_range = record.received = 1;
+    record.length = 120;
+    record.ttl = 64;
+    record.ctinfo = 3;
+    record.ethertype = 0x0800;
+    set(record.in_dev, "eth0");
+    return record;
+}
+
+tsdt_cause cause_of(const tsdt_drop& record) {
+    tsdt_cause cause{};
+    cause.key = record.key;
+    cause.id = record.cause_id;
+    cause.first_ns = 4'000'000'000;
+    cause.last_ns = 6'000'000'000;
+    set(cause.location, "nf_hook_slow+0x93/0x110");
+    return cause;
+}
+
+const Machine machine = {{{{2, "NOT_SPECIFIED"}, {8, "NETFILTER_DROP"}}},
+                         1'700'000'000'000'000'000,
+                         4026531840,
+                         {{4026532500, "blue"}},
+                         "h",
+                         "6.8",
+                         "0"};
+
+Drop decoded(const tsdt_drop& record) {
+    return decode_drop(record, cause_of(record), machine);
+}
+
+template <typename Record>
+std::span<const std::byte> bytes(const Record& record) {
+    return std::as_bytes(std::span(&record, 1));
+}
+
+} // namespace
+
+TEST_CASE("decode: the answer of a name server that a legacy rule drops") {
+    const auto record = read_drop(bytes(dns_answer()));
+    REQUIRE(record);
+    const Drop drop = decoded(*record);
+    CHECK(drop.time_ns == 1'700'000'005'000'000'042);
+    CHECK(drop.mono_ns == 5'000'000'042);
+    CHECK(drop.cpu == 3);
+    CHECK(drop.cause_id == 7);
+    CHECK(drop.netns.inode == 4026531840);
+    CHECK(drop.netns.initial);
+    CHECK_FALSE(drop.netns.name);
+    CHECK(drop.packet.family == IpFamily::ipv4);
+    CHECK(drop.packet.src.text() == "100.100.2.136");
+    CHECK(drop.packet.dst.text() == "172.16.0.5");
+    CHECK(drop.packet.sport == 53);
+    CHECK(drop.packet.dport == 40123);
+    CHECK(drop.packet.proto == 17);
+    CHECK(drop.packet.length == 120);
+    CHECK(drop.packet.ttl == 64);
+    CHECK(drop.packet.ethertype == 0x0800);
+    CHECK_FALSE(drop.packet.tcp_flags);
+    CHECK_FALSE(drop.packet.icmp_type);
+    CHECK(drop.packet.ctinfo == 3);
+    CHECK(drop.packet.received);
+    CHECK(drop.packet.direction == Direction::from);
+    CHECK(drop.packet.in_dev == "eth0");
+    CHECK_FALSE(drop.packet.out_dev);
+    CHECK(drop.site.kind == DropKind::rule);
+    CHECK(drop.site.reason == "NETFILTER_DROP");
+    CHECK(drop.site.reason_code == 8);
+    CHECK(drop.site.location == "nf_hook_slow+0x93/0x110");
+    CHECK(drop.site.hook == Hook::input);
+    CHECK(drop.site.unknown.empty());
+    CHECK_FALSE(drop.process);
+    CHECK_FALSE(drop.rule);
+}
+
+TEST_CASE("decode: records of another size are errors") {
+    const std::vector<std::byte> large(sizeof(tsdt_cause) + 1);
+    for (std::size_t size = 0; size <= sizeof(tsdt_drop) + 8; ++size) {
+        CHECK(bool(read_drop(std::span(large).first(size))) == (size == sizeof(tsdt_drop)));
+    }
+    CHECK_FALSE(read_cause(std::span(large).first(sizeof(tsdt_cause) - 1)));
+    CHECK_FALSE(read_cause(large));
+    CHECK(read_drop({}).error().message == "a record of a dropped packet has 0 bytes: expected 208");
+}
+
+TEST_CASE("decode: records that contradict themselves are errors") {
+    const auto spoiled = [](auto change) {
+        tsdt_drop record = dns_answer();
+        change(record);
+        return bool(read_drop(bytes(record)));
+    };
+    CHECK(spoiled([](auto&) {}));
+    CHECK_FALSE(spoiled([](auto& r) { r.family = 5; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.source = TSDT_SOURCE_LEGACY_POLICY + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_NO_BASELINE + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.has_ports = 2; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.to_range = 0xff; }));
+
+    tsdt_cause cause = cause_of(dns_answer());
+    CHECK(read_cause(bytes(cause)));
+    cause.steps = TSDT_PATH_MAX + 1;
+    CHECK_FALSE(read_cause(bytes(cause)));
+    cause.steps = TSDT_PATH_MAX;
+    cause.id = 0;
+    CHECK_FALSE(read_cause(bytes(cause)));
+}
+
+TEST_CASE("decode: text need not be NUL-terminated") {
+    tsdt_drop record = dns_answer();
+    record.pid = 4711;
+    set(record.comm, "sixteen-letters!");
+    set(record.in_dev, "interface-of-16b");
+    tsdt_cause cause = cause_of(record);
+    std::memset(cause.location, 'x', sizeof cause.location);
+    const Drop drop = decode_drop(record, cause, machine);
+    REQUIRE(drop.process);
+    CHECK(drop.process->pid == 4711);
+    CHECK(drop.process->comm == "sixteen-letters!");
+    CHECK(drop.packet.in_dev == "interface-of-16b");
+    CHECK(drop.site.location == std::string(96, 'x'));
+}
+
+TEST_CASE("decode: hooks by family, as netfilter numbers them") {
+    const auto hook = [](std::uint8_t pf, std::uint8_t number) {
+        tsdt_drop record = dns_answer();
+        record.key.pf = pf;
+        record.key.hook = number;
+        return decoded(record).site.hook;
+    };
+    for (const std::uint8_t pf : {1, 2, 7, 10}) { // inet, ip, bridge, ip6
+        CHECK(hook(pf, 0) == Hook::prerouting);
+        CHECK(hook(pf, 1) == Hook::input);
+        CHECK(hook(pf, 2) == Hook::forward);
+        CHECK(hook(pf, 3) == Hook::output);
+        CHECK(hook(pf, 4) == Hook::postrouting);
+        CHECK_FALSE(hook(pf, 0xff));
+    }
+    CHECK(hook(1, 5) == Hook::ingress);
+    CHECK_FALSE(hook(2, 5));
+    CHECK(hook(3, 0) == Hook::input);
+    CHECK(hook(3, 1) == Hook::output);
+    CHECK(hook(3, 2) == Hook::forward);
+    CHECK(hook(5, 0) == Hook::ingress);
+    CHECK(hook(5, 1) == Hook::egress);
+    CHECK_FALSE(hook(5, 2));
+    CHECK_FALSE(hook(0, 1)); // the family is not known
+    CHECK_FALSE(hook(12, 0));
+}
+
+TEST_CASE("decode: sources become kinds, and only a hook says why no rule is known") {
+    const auto site = [](std::uint8_t source, std::uint8_t unknown) {
+        tsdt_drop record = dns_answer();
+        record.key.source = source;
+        record.key.unknown = unknown;
+        return decoded(record).site;
+    };
+    CHECK(site(TSDT_SOURCE_KERNEL, 0).kind == DropKind::kernel);
+    CHECK(site(TSDT_SOURCE_NETFILTER, 1).kind == DropKind::hook);
+    CHECK(site(TSDT_SOURCE_NFT_RULE, 0).kind == DropKind::rule);
+    CHECK(site(TSDT_SOURCE_NFT_POLICY, 0).kind == DropKind::policy);
+    CHECK(site(TSDT_SOURCE_LEGACY_RULE, 0).kind == DropKind::rule);
+    CHECK(site(TSDT_SOURCE_LEGACY_POLICY, 0).kind == DropKind::policy);
+    CHECK(site(TSDT_SOURCE_KERNEL, TSDT_UNKNOWN_NOT_TRACED).unknown.empty());
+    std::vector<std::string> sentences;
+    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_NO_BASELINE; ++unknown) {
+        sentences.push_back(site(TSDT_SOURCE_NETFILTER, unknown).unknown);
+        CHECK_FALSE(sentences.back().empty());
+        CHECK(sentences.back().back() != '.');
+        CHECK(std::count(sentences.begin(), sentences.end(), sentences.back()) == 1);
+    }
+    CHECK(sentences[TSDT_UNKNOWN_NO_COUNTER].find("extension target") != std::string::npos);
+}
+
+TEST_CASE("decode: reasons have the running kernel's names") {
+    const auto reason = [](std::uint32_t code, const KernelNames& names) {
+        tsdt_drop record = dns_answer();
+        record.key.reason = code;
+        return decode_drop(record, cause_of(record), Machine{names, 0, 0, {}, "", "", ""}).site.reason;
+    };
+    CHECK(reason(8, machine.names) == "NETFILTER_DROP");
+    CHECK(reason(77, machine.names) == "77");
+    CHECK(reason(0x10001, machine.names) == "65537"); // a subsystem's own
+    CHECK(reason(0, machine.names) == "0");
+    CHECK(reason(0, {}) == "NOT_SPECIFIED"); // 5.10 has none
+    CHECK(reason(5, {}) == "5");
+}
+
+TEST_CASE("decode: direction") {
+    const auto direction = [](bool to, bool from, bool received) {
+        tsdt_drop record = dns_answer();
+        record.to_range = to;
+        record.from_range = from;
+        record.received = received;
+        return decoded(record).packet.direction;
+    };
+    CHECK(direction(true, false, true) == Direction::to);
+    CHECK(direction(false, true, false) == Direction::from);
+    CHECK(direction(true, true, true) == Direction::to);
+    CHECK(direction(false, false, true) == Direction::from); // --all
+    CHECK(direction(false, false, false) == Direction::to);
+}
+
+TEST_CASE("decode: layer 4 only where it was read") {
+    tsdt_drop record = dns_answer();
+    record.tcp_flags = 0x12; // SYN, ACK
+    record.icmp_type = 3;
+    record.icmp_code = 13;
+
+    record.proto = 6;
+    CHECK(decoded(record).packet.tcp_flags == 0x12);
+    CHECK_FALSE(decoded(record).packet.icmp_type);
+    record.has_l4 = 0;
+    record.has_ports = 0; // a later fragment
+    CHECK_FALSE(decoded(record).packet.tcp_flags);
+    CHECK_FALSE(decoded(record).packet.sport);
+    CHECK_FALSE(decoded(record).packet.dport);
+
+    for (const std::uint8_t proto : {1, 58}) {
+        record.proto = proto;
+        record.has_l4 = 1;
+        CHECK(decoded(record).packet.icmp_type == 3);
+        CHECK(decoded(record).packet.icmp_code == 13);
+        CHECK_FALSE(decoded(record).packet.tcp_flags);
+        record.has_l4 = 0;
+        CHECK_FALSE(decoded(record).packet.icmp_type);
+    }
+}
+
+TEST_CASE("decode: IPv6, other families, namespaces and conntrack") {
+    tsdt_drop record = dns_answer();
+    record.family = 6;
+    inet_pton(AF_INET6, "fd7a:115c:a1e0::53", record.saddr);
+    record.key.netns = 4026532500;
+    record.ctinfo = 7; // IP_CT_UNTRACKED
+    Drop drop = decoded(record);
+    CHECK(drop.packet.family == IpFamily::ipv6);
+    CHECK(drop.packet.src.text() == "fd7a:115c:a1e0::53");
+    CHECK(drop.netns.name == "blue");
+    CHECK_FALSE(drop.netns.initial);
+    CHECK_FALSE(drop.packet.ctinfo);
+
+    record.family = 0;
+    record.ethertype = 0x0806;
+    record.ctinfo = 0xff;
+    drop = decoded(record);
+    CHECK(drop.packet.family == IpFamily::other);
+    CHECK(drop.packet.src.text().empty());
+    CHECK(drop.packet.ethertype == 0x0806);
+    CHECK_FALSE(drop.packet.ctinfo);
+}
+
+TEST_CASE("decode: a cause of which no packet was seen") {
+    const Drop drop = decode_cause(cause_of(dns_answer()), machine);
+    CHECK(drop.packet.family == IpFamily::other);
+    CHECK_FALSE(drop.packet.sport);
+    CHECK(drop.cause_id == 7);
+    CHECK(drop.mono_ns == 6'000'000'000);
+    CHECK(drop.time_ns == 1'700'000'006'000'000'000);
+    CHECK(drop.site.kind == DropKind::rule);
+    CHECK(drop.site.hook == Hook::input);
+    CHECK(drop.site.reason == "NETFILTER_DROP");
+    CHECK(drop.netns.initial);
+}
+
+TEST_CASE("decode: a location without a symbol is its address") {
+    tsdt_cause cause = cause_of(dns_answer());
+    cause.location[0] = '\0';
+    cause.key.location = 0xffffffff81a2b3c4;
+    CHECK(decode_cause(cause, machine).site.location == "0xffffffff81a2b3c4");
+    cause.key.location = 0;
+    CHECK(decode_cause(cause, machine).site.location.empty());
+}
+
+TEST_CASE("decode: times that no clock shows do not overflow") {
+    tsdt_drop record = dns_answer();
+    record.mono_ns = ~0ull;
+    Machine other = machine;
+    other.realtime_minus_mono_ns = INT64_MAX;
+    CHECK(decode_drop(record, cause_of(record), other).mono_ns == ~0ull);
+}

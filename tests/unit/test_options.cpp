@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "options.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "catch.h"
+
+using namespace tsdroptrace;
+using namespace std::chrono_literals;
+
+namespace {
+
+Result<std::variant<Options, PrintAndExit>> parse_all(std::vector<const char*> arguments,
+                                                      Environment environment = {}) {
+    arguments.insert(arguments.begin(), "tsdroptrace");
+    return parse(static_cast<int>(arguments.size()), arguments.data(), environment);
+}
+
+Options accepted(const std::vector<const char*>& arguments, Environment environment = {}) {
+    const auto result = parse_all(arguments, environment);
+    INFO((result ? "" : result.error().message));
+    REQUIRE(result);
+    return std::get<Options>(*result);
+}
+
+std::string refused(const std::vector<const char*>& arguments) {
+    const auto result = parse_all(arguments);
+    REQUIRE_FALSE(result);
+    CHECK(result.error().kind == ErrorKind::command_line);
+    CHECK(result.error().message.find('\n') == std::string::npos);
+    return result.error().message;
+}
+
+PrintAndExit printed(const std::vector<const char*>& arguments) {
+    const auto result = parse_all(arguments);
+    REQUIRE(result);
+    return std::get<PrintAndExit>(*result);
+}
+
+std::string cidr_error(std::string_view text) {
+    const auto result = parse_cidr(text);
+    REQUIRE_FALSE(result);
+    return result.error().message;
+}
+
+} // namespace
+
+TEST_CASE("options: --dst is repeatable and takes comma lists of both families") {
+    const auto options = accepted({"--dst", "100.100.0.0/16,10.1.2.3", "--dst=fd7a:115c:a1e0::/48", "--dst", "::/0"});
+    REQUIRE(options.dst.size() == 4);
+    CHECK(options.dst[0] == Cidr{IpFamily::ipv4, {100, 100}, 16});
+    CHECK(options.dst[1] == Cidr{IpFamily::ipv4, {10, 1, 2, 3}, 32});
+    CHECK(options.dst[2] == Cidr{IpFamily::ipv6, {0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0}, 48});
+    CHECK(options.dst[3] == Cidr{IpFamily::ipv6, {}, 0});
+    CHECK(options.direction == DirectionFilter::both);
+    CHECK_FALSE(options.all);
+}
+
+TEST_CASE("options: a network with host bits names the right one") {
+    CHECK(cidr_error("10.0.0.1/8") == "10.0.0.1/8 has host bits set: did you mean 10.0.0.0/8 or 10.0.0.1?");
+    CHECK(cidr_error("100.127.255.255/10").find("did you mean 100.64.0.0/10 or") != std::string::npos);
+    CHECK(cidr_error("fd7a:115c:a1e0:8000::1/49")
+              .find("did you mean fd7a:115c:a1e0:8000::/49 or fd7a:115c:a1e0:8000::1?") != std::string::npos);
+    CHECK(cidr_error("1.2.3.4/0").find("did you mean 0.0.0.0/0 or 1.2.3.4?") != std::string::npos);
+}
+
+TEST_CASE("options: what is no network is refused and quoted") {
+    for (const char* text : {"", "10.1", "example.com", "10.0.0.256", "10.0.0.0.0", "fd7a::1::2", "fe80::1%eth0",
+                             " 10.0.0.1", "/8", "0x0a.0.0.1"}) {
+        CHECK(cidr_error(text).find("is not an address or a network") != std::string::npos);
+    }
+    for (const char* text : {"10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8", "10.0.0.0/255.0.0.0",
+                             "10.0.0.0/256", "fd00::/129", "10.0.0.0/8 "}) {
+        CHECK(cidr_error(text).find("wrong prefix length") != std::string::npos);
+    }
+    using namespace std::string_view_literals;
+    CHECK(cidr_error("10.0.0.1\0evil"sv).find("is not an address") != std::string::npos);
+    CHECK(cidr_error("\x1b[2Jx").find('\x1b') == std::string::npos);
+    CHECK(refused({"--dst", "10.0.0.0/8,"}).starts_with("--dst \"\" is not an address"));
+    CHECK(refused({"--dst", "10.0.0.1/8"}).starts_with("--dst 10.0.0.1/8 has host bits set"));
+    CHECK(refused({"--dst", ""}).starts_with("--dst \"\" is not an address"));
+    CHECK(refused({"--dst", "[10.0.0.1]"}).starts_with("--dst [10.0.0.1] is not an address"));
+}
+
+TEST_CASE("options: Cidr::text is what a person types") {
+    CHECK(parse_cidr("100.100.0.0/16")->text() == "100.100.0.0/16");
+    CHECK(parse_cidr("100.100.2.136/32")->text() == "100.100.2.136");
+    CHECK(parse_cidr("fd7a::/48")->text() == "fd7a::/48");
+    CHECK(parse_cidr("::1")->text() == "::1");
+    CHECK(parse_cidr("0.0.0.0/0")->text() == "0.0.0.0/0");
+}
+
+TEST_CASE("options: no destination says what to type") {
+    CHECK(refused({}).find("tsdroptrace --dst 100.100.0.0/16") != std::string::npos);
+    CHECK(refused({"--json"}).starts_with("no --dst"));
+    CHECK(accepted({"--all"}).all);
+    CHECK(accepted({"--replay", "x.rec"}).replay == "x.rec");
+
+    const char* no_name[] = {nullptr};
+    CHECK_FALSE(parse(0, no_name, {})); // execve with an empty argv
+}
+
+TEST_CASE("options: at most 1024 networks") {
+    std::string list = "10.0.0.0";
+    for (int i = 1; i < 1024; ++i) {
+        list += ",10.0." + std::to_string(i / 256) + "." + std::to_string(i % 256);
+    }
+    CHECK(accepted({"--dst", list.c_str()}).dst.size() == 1024);
+    CHECK(refused({"--dst", list.c_str(), "--dst", "10.1.0.0"}).find("more than 1024") != std::string::npos);
+}
+
+TEST_CASE("options: times have units") {
+    const auto duration = [](const char* text) { return *accepted({"--all", "--duration", text}).duration; };
+    CHECK(duration("10") == 10s);
+    CHECK(duration("10s") == 10s);
+    CHECK(duration("500ms") == 500ms);
+    CHECK(duration("5m") == 5min);
+    CHECK(duration("2h") == 2h);
+    CHECK(duration("1d") == 24h);
+    CHECK(accepted({"--all", "--summary-every", "1m"}).summary_every == 60s);
+    for (const char* text :
+         {"0", "0s", "10x", "s", "1.5s", "10 s", "4000d", "99999999999999999999", "9223372036854775807d", "1ns"}) {
+        CHECK(refused({"--all", "--duration", text}) ==
+              std::string("--duration ") + text +
+                  ": expected a time such as 10s, 500ms, 5m, 2h or 1d, ten years at most");
+    }
+    CHECK(refused({"--all", "--duration", "-5"}).find("--duration") != std::string::npos);
+}
+
+TEST_CASE("options: --count is a positive number") {
+    CHECK(accepted({"--all", "--count", "18446744073709551615"}).count == 18446744073709551615ull);
+    for (const char* text : {"0", "x", "1e3", "10s", "18446744073709551616"}) {
+        CHECK(refused({"--all", "--count", text})
+                  .starts_with(std::string("--count ") + text + ": expected a number of packets"));
+    }
+}
+
+TEST_CASE("options: direction, output and files") {
+    CHECK(accepted({"--dst", "::/0", "--direction", "to"}).direction == DirectionFilter::to);
+    CHECK(accepted({"--dst", "::/0", "--direction", "from"}).direction == DirectionFilter::from);
+    CHECK(refused({"--dst", "::/0", "--direction", "in"}) == "--direction in: expected both, to or from");
+
+    const auto options = accepted({"--all", "--json", "--json-file", "/tmp/a.json", "--quiet", "--record", "r"});
+    CHECK(options.json);
+    CHECK(options.json_file == "/tmp/a.json");
+    CHECK(options.quiet);
+    CHECK_FALSE(options.verbose);
+    CHECK(options.record == "r");
+    CHECK(refused({"--all", "--json-file="}).find("--json-file") != std::string::npos);
+}
+
+TEST_CASE("options: color follows the option, then NO_COLOR, then the terminal") {
+    CHECK_FALSE(accepted({"--all"}).color);
+    CHECK(accepted({"--all"}, {true, nullptr}).color);
+    CHECK(accepted({"--all"}, {true, ""}).color);
+    CHECK_FALSE(accepted({"--all"}, {true, "1"}).color);
+    CHECK(accepted({"--all", "--color", "always"}, {false, "1"}).color);
+    CHECK_FALSE(accepted({"--all", "--color", "never"}, {true, nullptr}).color);
+    CHECK(refused({"--all", "--color", "on"}) == "--color on: expected auto, always or never");
+}
+
+TEST_CASE("options: what does not go together is refused") {
+    const std::vector<std::pair<std::vector<const char*>, std::string>> cases = {
+        {{"--dst", "::/0", "--all"}, "--dst does not go with --all"},
+        {{"--all", "--direction", "to"}, "--direction does not go with --all"},
+        {{"--all", "--quiet", "--verbose"}, "--quiet does not go with --verbose"},
+        {{"--replay", "a", "--record", "b"}, "--record does not go with --replay"},
+        {{"--replay", "a", "--dst", "::/0"}, "--dst does not go with --replay"},
+        {{"--replay", "a", "--duration", "1"}, "--duration does not go with --replay"},
+    };
+    for (const auto& [arguments, expected] : cases) {
+        CHECK(refused(arguments).starts_with(expected));
+    }
+}
+
+TEST_CASE("options: mistakes of form name the option and what to type") {
+    CHECK(refused({"--dst"}) == "--dst has no value: expected a network or an address, such as 100.100.0.0/16 or "
+                                "fd7a:115c:a1e0::/48, as in --dst CIDR[,CIDR...]");
+    CHECK(refused({"--duration", "--json"}).starts_with("--duration has no value"));
+    CHECK(refused({"--json-file"}).starts_with("--json-file has no value"));
+    CHECK(refused({"--all", "--json=yes"}) == "--json takes no value: type --json alone");
+    CHECK(refused({"--all", "--count", "1", "--count", "2"}) == "--count was given 2 times: expected once");
+    CHECK(refused({"--dts", "10.0.0.0/8"}) == "unknown option --dts: did you mean --dst?");
+    CHECK(refused({"--all", "--sumary-every=5s"}) == "unknown option --sumary-every=5s: did you mean --summary-every?");
+    CHECK(refused({"--all", "--netns-of-pid", "1"}) == "unknown option --netns-of-pid: see tsdroptrace --help");
+    CHECK(refused({"10.0.0.0/8"}) == "unexpected argument 10.0.0.0/8: try tsdroptrace --dst 10.0.0.0/8");
+    CHECK(refused({"--dst", "10.0.0.0/8", "eth0"}).starts_with("unexpected argument eth0"));
+    CHECK(refused({"--all", "--", "curl"}).find("unexpected argument curl") != std::string::npos);
+    CHECK(refused({"--all", "--\x1b[31m"}).find('\x1b') == std::string::npos);
+}
+
+TEST_CASE("options: --help fits a terminal and shows exactly this version's options") {
+    const auto help = printed({"--help"});
+    CHECK(help.what == PrintAndExit::What::help);
+    std::istringstream lines(help.text);
+    std::vector<std::string> names;
+    for (std::string line; std::getline(lines, line);) {
+        CHECK(line.size() <= 80);
+        if (line.starts_with("  --")) {
+            names.push_back(line.substr(4, line.find(' ', 4) - 4));
+        }
+    }
+    std::sort(names.begin(), names.end());
+    CHECK(names == std::vector<std::string>{"all", "color", "count", "direction", "dst", "duration", "help", "json",
+                                            "json-file", "print-schema", "quiet", "record", "replay", "summary-every",
+                                            "verbose", "version"});
+    CHECK(help.text.find("Exit codes:") != std::string::npos);
+    CHECK(printed({"--help", "--nonsense"}).what == PrintAndExit::What::help);
+    CHECK(printed({"--version"}).text == "tsdroptrace " TSDROPTRACE_VERSION "\n");
+    CHECK(printed({"--print-schema"}).what == PrintAndExit::What::schema);
+}
+
+TEST_CASE("options: filter_text reads like a sentence") {
+    CHECK(filter_text(accepted({"--dst", "100.100.0.0/16"})) == "100.100.0.0/16, both ways");
+    CHECK(filter_text(accepted({"--dst", "100.100.2.136", "--direction", "from"})) ==
+          "100.100.2.136, only packets from it");
+    CHECK(filter_text(accepted({"--dst", "10.0.0.0/8,fd00::/8", "--direction", "to"})) ==
+          "10.0.0.0/8, fd00::/8, only packets to it");
+    CHECK(filter_text(accepted({"--dst", "1.1.1.1,2.2.2.2,3.3.3.3,4.4.4.4,5.5.5.5,6.6.6.6"})) ==
+          "1.1.1.1, 2.2.2.2, 3.3.3.3, 4.4.4.4 and 2 more, both ways");
+    CHECK(filter_text(accepted({"--all"})) == "everything");
+}

@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "recording/reader.h"
+#include "recording/writer.h"
+
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <type_traits>
+#include <vector>
+
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "catch.h"
+
+using namespace tsdroptrace;
+using namespace tsdroptrace::recording;
+
+namespace {
+
+struct Directory {
+    Directory() {
+        std::string name = (std::filesystem::temp_directory_path() / "tsdroptrace-test-XXXXXX").string();
+        REQUIRE(mkdtemp(name.data()));
+        path = name;
+    }
+    ~Directory() { std::filesystem::remove_all(path); }
+    std::string operator/(const std::string& name) const { return (path / name).string(); }
+    std::filesystem::path path;
+};
+
+// Keeps everything, in words where that is easier to compare.
+struct Collected : Visitor {
+    void meta(Meta value) override { metas.push_back(std::move(value)); }
+    void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
+    void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
+    void cause(const tsdt_cause& value) override { causes.push_back(value); }
+    void drop(const tsdt_drop& value) override { drops.push_back(value); }
+    void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows.emplace_back(key, packets); }
+    void lost(const LostCounts& counts) override { losts.push_back(counts); }
+    void end(std::int64_t time_ns) override { ends.push_back(time_ns); }
+
+    std::vector<Meta> metas;
+    std::map<std::uint32_t, std::string> netns_names;
+    std::vector<resolve_rule::Snapshot> snapshots;
+    std::vector<tsdt_cause> causes;
+    std::vector<tsdt_drop> drops;
+    std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
+    std::vector<LostCounts> losts;
+    std::vector<std::int64_t> ends;
+};
+
+Meta sample_meta() {
+    Meta meta;
+    meta.machine.names.reasons = {{2, "NOT_SPECIFIED"}, {8, "NETFILTER_DROP"}};
+    meta.machine.realtime_minus_mono_ns = 1'700'000'000'000'000'000;
+    meta.machine.own_netns = 4026531840;
+    meta.machine.netns_names = {{4026532500, "blue"}};
+    meta.machine.host = "web-1";
+    meta.machine.kernel = "6.8.0";
+    meta.machine.version = "0.1.0";
+    meta.start = {-5, "0.1.0", "6.8.0", "web-1", "100.100.0.0/16, both ways", {}};
+    meta.start.capabilities.nftables.exactness = Exactness::exact;
+    meta.start.capabilities.iptables_legacy = {Exactness::inferred, "from counters"};
+    return meta;
+}
+
+resolve_rule::Snapshot sample_snapshot() {
+    resolve_rule::SnapshotRule rule;
+    rule.offset = 1234;
+    rule.text = "-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP -m comment --comment \"\xc3\xa9 \\ \xff\"";
+    rule.verdict = "drop";
+    resolve_rule::SnapshotRule jump;
+    jump.handle = 0xfedcba9876543210;
+    jump.jump_offset = 5;
+    jump.is_goto = true;
+    resolve_rule::SnapshotChain chain;
+    chain.name = "INPUT";
+    chain.hook = Hook::input;
+    chain.policy_offset = 900;
+    chain.backend = Backend::iptables_legacy;
+    chain.rules = {rule, jump};
+    resolve_rule::SnapshotTable table;
+    table.family = RuleFamily::ip6;
+    table.name = "filter";
+    table.handle = 3;
+    table.chains = {chain, {}};
+    return {resolve_rule::SnapshotKind::ip6_tables, 4026531840, 17, {table}, {"could not read nat"}};
+}
+
+tsdt_drop sample_drop(std::uint32_t id) {
+    tsdt_drop drop{};
+    drop.cause_id = id;
+    drop.key.reason = 8;
+    drop.family = 4;
+    drop.proto = 17;
+    drop.has_ports = 1;
+    return drop;
+}
+
+tsdt_cause sample_cause(std::uint64_t packets) {
+    tsdt_cause cause{};
+    cause.id = 1;
+    cause.packets = packets;
+    cause.steps = 2;
+    std::memcpy(cause.table, "filter", 6);
+    return cause;
+}
+
+// The bytes of a whole recording.
+std::string sample_file(const Directory& directory) {
+    const std::string path = directory / "sample";
+    auto writer = Writer::create(path);
+    REQUIRE(writer);
+    REQUIRE(writer->meta(sample_meta()));
+    REQUIRE(writer->snapshot(sample_snapshot()));
+    REQUIRE(writer->cause(sample_cause(1)));
+    REQUIRE(writer->drop(sample_drop(1)));
+    REQUIRE(writer->drop(sample_drop(2)));
+    REQUIRE(writer->cause(sample_cause(2)));
+    tsdt_flow_key flow{};
+    flow.cause_id = 1;
+    flow.sport = 0x3500;
+    REQUIRE(writer->flow(flow, 2));
+    REQUIRE(writer->lost({1, 2, 3}));
+    REQUIRE(writer->finish(1'700'000'009'000'000'000));
+    CHECK(writer->lost_frames() == 0);
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+Result<ReadResult> read_text(const std::string& bytes, Collected& collected) {
+    std::istringstream in(bytes);
+    return read(in, "x.rec", collected);
+}
+
+std::string error_of(const std::string& bytes) {
+    Collected collected;
+    const auto result = read_text(bytes, collected);
+    REQUIRE_FALSE(result);
+    CHECK(collected.metas.empty());
+    return result.error().message;
+}
+
+std::string warning_of(const std::string& bytes) {
+    Collected collected;
+    const auto result = read_text(bytes, collected);
+    REQUIRE(result);
+    CHECK(collected.metas.size() == 1);
+    return result->warning;
+}
+
+template <typename T>
+std::string raw(const T& value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return {reinterpret_cast<const char*>(&value), sizeof value};
+}
+
+std::string frame(std::uint32_t type, const std::string& payload) {
+    return raw(type) + raw(static_cast<std::uint32_t>(payload.size())) + payload;
+}
+
+std::string beginning() {
+    return raw(Header{}) + frame(1, to_json(sample_meta()));
+}
+
+mode_t mode_of(const std::string& path) {
+    struct stat status {};
+    REQUIRE(stat(path.c_str(), &status) == 0);
+    return status.st_mode & 07777;
+}
+
+} // namespace
+
+TEST_CASE("recording: what was written is read, in its order") {
+    const Directory directory;
+    sample_file(directory);
+    Collected got;
+    const auto result = read(directory / "sample", got);
+    REQUIRE(result);
+    CHECK(result->warning.empty());
+
+    REQUIRE(got.metas.size() == 1);
+    const Meta& meta = got.metas[0];
+    CHECK(meta.machine.names.reasons == sample_meta().machine.names.reasons);
+    CHECK(meta.machine.realtime_minus_mono_ns == 1'700'000'000'000'000'000);
+    CHECK(meta.machine.own_netns == 4026531840);
+    CHECK(meta.machine.netns_names.at(4026532500) == "blue");
+    CHECK(meta.machine.host == "web-1");
+    CHECK(meta.machine.kernel == "6.8.0");
+    CHECK(meta.machine.version == "0.1.0");
+    CHECK(meta.start.time_ns == -5);
+    CHECK(meta.start.filter == "100.100.0.0/16, both ways");
+    CHECK(meta.start.capabilities.nftables.exactness == Exactness::exact);
+    CHECK(meta.start.capabilities.iptables_nft.exactness == Exactness::unavailable);
+    CHECK(meta.start.capabilities.iptables_legacy.exactness == Exactness::inferred);
+    CHECK(meta.start.capabilities.iptables_legacy.reason == "from counters");
+
+    REQUIRE(got.snapshots.size() == 1);
+    const auto& snapshot = got.snapshots[0];
+    CHECK(snapshot.kind == resolve_rule::SnapshotKind::ip6_tables);
+    CHECK(snapshot.netns == 4026531840);
+    CHECK(snapshot.generation == 17);
+    CHECK(snapshot.problems == std::vector<std::string>{"could not read nat"});
+    REQUIRE(snapshot.tables.size() == 1);
+    CHECK(snapshot.tables[0].family == RuleFamily::ip6);
+    CHECK(snapshot.tables[0].handle == 3u);
+    REQUIRE(snapshot.tables[0].chains.size() == 2);
+    const auto& chain = snapshot.tables[0].chains[0];
+    CHECK(chain.name == "INPUT");
+    CHECK(chain.hook == Hook::input);
+    CHECK(chain.policy_offset == 900u);
+    CHECK_FALSE(chain.handle);
+    CHECK(chain.backend == Backend::iptables_legacy);
+    REQUIRE(chain.rules.size() == 2);
+    CHECK(chain.rules[0].text ==
+          "-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP -m comment --comment \"\xc3\xa9 \\ \xef\xbf\xbd\"");
+    CHECK(chain.rules[0].offset == 1234u);
+    CHECK(chain.rules[0].verdict == "drop");
+    CHECK_FALSE(chain.rules[0].is_goto);
+    CHECK(chain.rules[1].handle == 0xfedcba9876543210u);
+    CHECK(chain.rules[1].jump_offset == 5u);
+    CHECK(chain.rules[1].is_goto);
+
+    REQUIRE(got.causes.size() == 2);
+    CHECK(got.causes[0].packets == 1);
+    CHECK(got.causes[1].packets == 2);
+    CHECK(std::string(got.causes[1].table) == "filter");
+    REQUIRE(got.drops.size() == 2);
+    CHECK(got.drops[1].cause_id == 2);
+    REQUIRE(got.flows.size() == 1);
+    CHECK(got.flows[0].first.sport == 0x3500);
+    CHECK(got.flows[0].second == 2);
+    CHECK(got.losts == std::vector<LostCounts>{{1, 2, 3}});
+    CHECK(got.ends == std::vector<std::int64_t>{1'700'000'009'000'000'000});
+}
+
+TEST_CASE("recording: every truncation is noticed, and what is whole is delivered") {
+    const Directory directory;
+    const std::string bytes = sample_file(directory);
+    const std::size_t described = beginning().size();
+    const std::size_t end = bytes.size() - 16; // where the frame END starts: its header and eight bytes
+    std::size_t delivered = 0;
+    for (std::size_t length = 0; length < bytes.size(); ++length) {
+        Collected got;
+        const auto result = read_text(bytes.substr(0, length), got);
+        REQUIRE(bool(result) == (length >= described));
+        CHECK((result ? result->warning : result.error().message).starts_with("x.rec "));
+        CHECK(got.ends.empty());
+        const std::size_t now = got.causes.size() + got.drops.size() + got.flows.size() + got.losts.size();
+        CHECK(now >= delivered);
+        delivered = now;
+    }
+    CHECK(delivered == 6);
+    CHECK(warning_of(bytes.substr(0, end)) ==
+          "x.rec ends without its end mark at byte " + std::to_string(end) + ": what came later was not recorded");
+    CHECK(warning_of(bytes.substr(0, end + 3)) ==
+          "x.rec ends in the middle of a record at byte " + std::to_string(end + 3) + ": what came later is missing");
+    CHECK(warning_of(bytes.substr(0, end + 15)).find("in the middle of a record at byte " + std::to_string(end + 15)) !=
+          std::string::npos);
+}
+
+TEST_CASE("recording: flipped bytes never crash and never get past the checks") {
+    const Directory directory;
+    const std::string bytes = sample_file(directory);
+    std::mt19937 random(20240229); // the same in every run
+    for (int round = 0; round < 3000; ++round) {
+        std::string damaged = bytes;
+        for (int flips = 1 + random() % 4; flips > 0; --flips) {
+            damaged[random() % damaged.size()] = static_cast<char>(random());
+        }
+        Collected got;
+        (void)read_text(damaged, got);
+        for (const auto& drop : got.drops) {
+            REQUIRE((drop.family == 0 || drop.family == 4 || drop.family == 6));
+        }
+        for (const auto& cause : got.causes) {
+            REQUIRE(cause.steps <= TSDT_PATH_MAX);
+        }
+    }
+}
+
+TEST_CASE("recording: other files are refused with one sentence") {
+    CHECK(error_of("") == "x.rec is not a tsdroptrace recording: expected a file that tsdroptrace --record wrote");
+    CHECK(error_of(std::string(4096, '\0')).find("is not a tsdroptrace recording") != std::string::npos);
+    CHECK(error_of("{\"type\": \"start\"}").find("is not a tsdroptrace recording") != std::string::npos);
+
+    Header header;
+    header.version = 2;
+    CHECK(error_of(raw(header)) ==
+          "x.rec was made by a newer tsdroptrace (format 2, this one reads 1): replay it with that one");
+    header = {};
+    header.byte_order = 0x04030201;
+    CHECK(error_of(raw(header)).find("the other byte order") != std::string::npos);
+    header = {};
+    header.drop_size += 8;
+    CHECK(error_of(raw(header)).find("another build") != std::string::npos);
+
+    CHECK(error_of(raw(Header{})).find("ends without its end mark at byte 32") != std::string::npos);
+    CHECK(error_of(raw(Header{}) + frame(7, raw(End{}))).find("does not begin with a description") !=
+          std::string::npos);
+    CHECK(error_of(raw(Header{}) + frame(1, "{}")).find("the description of the run has a wrong or no") !=
+          std::string::npos);
+    CHECK(error_of(raw(Header{}) + frame(1, "[[[[")).find("is not a JSON object") != std::string::npos);
+
+    Collected collected;
+    CHECK(read("/nonexistent/x", collected).error().message == "--replay /nonexistent/x: No such file or directory");
+    CHECK_FALSE(read("/", collected));
+}
+
+TEST_CASE("recording: damage after the beginning ends the replay with a warning") {
+    CHECK(warning_of(beginning() + frame(99, "")).find("type 99 does not exist") != std::string::npos);
+    CHECK(warning_of(beginning() + frame(4, "short")).find("a record of type 4 has 5 bytes") != std::string::npos);
+    CHECK(warning_of(beginning() + frame(1, to_json(sample_meta()))).find("describes the run twice") !=
+          std::string::npos);
+    CHECK(warning_of(beginning() + raw(std::uint32_t{2}) + raw(~std::uint32_t{0})).find("is damaged at byte") !=
+          std::string::npos);
+    tsdt_cause cause = sample_cause(1);
+    cause.steps = 0xffff;
+    CHECK(warning_of(beginning() + frame(3, raw(cause))).find("the number of its steps is 65535") != std::string::npos);
+    // Claims the largest ruleset there may be, has a few bytes of it.
+    CHECK(
+        warning_of(beginning() + raw(std::uint32_t{2}) + raw(max_snapshot) + "{}").find("in the middle of a record") !=
+        std::string::npos);
+    CHECK(warning_of(beginning() + frame(7, raw(End{})) + "whatever").empty());
+}
+
+TEST_CASE("recording: JSON of the wrong shape is refused") {
+    const std::string good = to_json(sample_snapshot());
+    REQUIRE(snapshot_from_json(good));
+    const std::pair<const char*, const char*> changes[] = {
+        {"\"ip6_tables\"", "\"ipx_tables\""},
+        {"\"ip6_tables\"", "3"},
+        {"\"generation\":17", "\"generation\":-17"},
+        {"\"generation\":17", "\"generation\":4294967296"},
+        {"\"generation\":17", "\"generation\":1.5"},
+        {"\"generation\":17", "\"generation\":null"},
+        {"\"generation\":17,", ""},
+        {"\"hook\":\"input\"", "\"hook\":\"INPUT\""},
+        {"\"is_goto\":true", "\"is_goto\":1"},
+        {"\"handle\":3", "\"handle\":[3]"},
+        {"\"problems\":[", "\"problems\":[0,"},
+        {"\"tables\":[", "\"tables\":[[],"},
+        {"\"name\":\"filter\"", "\"name\":{}"},
+    };
+    for (const auto& [from, to] : changes) {
+        std::string bad = good;
+        const auto at = bad.find(from);
+        INFO(from << " -> " << to);
+        REQUIRE(at != std::string::npos);
+        bad.replace(at, std::strlen(from), to);
+        CHECK_FALSE(snapshot_from_json(bad));
+    }
+    for (const std::string& text : {std::string(), std::string("null"), std::string("[]"), std::string("{"),
+                                    std::string(1 << 20, '['), "{\"tables\":" + std::string(1 << 20, '[')}) {
+        CHECK_FALSE(snapshot_from_json(text));
+    }
+    for (const char* key : {"-1", "x", "4294967296", "1.0", "", "[1]"}) {
+        std::string bad = to_json(sample_meta());
+        bad.replace(bad.find("\"8\""), 3, std::string("\"") + key + "\"");
+        CHECK_FALSE(meta_from_json(bad));
+    }
+}
+
+TEST_CASE("recording: the file is private, regular and ours") {
+    const Directory directory;
+    const mode_t before = umask(0);
+    CHECK(Writer::create(directory / "new"));
+    umask(before);
+    CHECK(mode_of(directory / "new") == 0600);
+
+    std::ofstream(directory / "old") << std::string(100000, 'x');
+    REQUIRE(chmod((directory / "old").c_str(), 0644) == 0);
+    CHECK(Writer::create(directory / "old"));
+    CHECK(mode_of(directory / "old") == 0600);
+    CHECK(std::filesystem::file_size(directory / "old") == sizeof(Header));
+
+    std::ofstream(directory / "target") << "keep me";
+    std::filesystem::create_symlink(directory / "target", directory / "link");
+    const auto link = Writer::create(directory / "link");
+    REQUIRE_FALSE(link);
+    CHECK(link.error().message ==
+          "--record " + (directory / "link") + ": is a symbolic link: expected a new or a regular file");
+    CHECK(std::filesystem::file_size(directory / "target") == 7);
+
+    REQUIRE(mkfifo((directory / "fifo").c_str(), 0600) == 0);
+    CHECK_FALSE(Writer::create(directory / "fifo"));
+    CHECK_FALSE(Writer::create(directory.path.string()));
+    CHECK(Writer::create(directory / "no/such").error().message.ends_with("No such file or directory"));
+    CHECK(Writer::create("/dev/null").error().message.find("not a regular file") != std::string::npos);
+
+    if (geteuid() == 0) {
+        std::ofstream(directory / "theirs") << "theirs";
+        REQUIRE(chown((directory / "theirs").c_str(), 65534, 65534) == 0);
+        CHECK(Writer::create(directory / "theirs").error().message.find("belongs to another user") !=
+              std::string::npos);
+        CHECK(std::filesystem::file_size(directory / "theirs") == 6);
+    }
+}
+
+TEST_CASE("recording: a full disk is told once, and what was written can be replayed") {
+    const Directory directory;
+    const std::string path = directory / "full";
+    // Stands in for the full disk: beyond the limit write() first writes less, then fails.
+    rlimit before{};
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{100'000, before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+
+    int failures = 0;
+    std::string message;
+    std::uint64_t lost = 0;
+    {
+        auto writer = Writer::create(path);
+        if (writer) {
+            (void)writer->meta(sample_meta());
+            for (std::uint32_t i = 1; i <= 1000; ++i) { // 216 bytes each
+                if (const auto status = writer->drop(sample_drop(i)); !status) {
+                    ++failures;
+                    message = status.error().message;
+                }
+            }
+            CHECK(writer->flush());
+            CHECK(writer->finish(1));
+            lost = writer->lost_frames();
+        }
+    }
+    setrlimit(RLIMIT_FSIZE, &before);
+    std::signal(SIGXFSZ, old_handler);
+
+    CHECK(failures == 1);
+    CHECK(message == "--record " + path + ": File too large: the recording ends here, tracing goes on");
+    Collected got;
+    const auto result = read(path, got);
+    REQUIRE(result);
+    CHECK(result->warning.find("ends without its end mark") != std::string::npos);
+    CHECK(got.drops.size() + lost == 1000);
+    CHECK(got.drops.size() > 200);
+    CHECK(got.drops.back().cause_id == got.drops.size());
+}
+
+TEST_CASE("recording: what was handed over survives a run that does not finish") {
+    const Directory directory;
+    {
+        auto writer = Writer::create(directory / "cut");
+        REQUIRE(writer);
+        REQUIRE(writer->meta(sample_meta()));
+        REQUIRE(writer->drop(sample_drop(1)));
+        REQUIRE(writer->flush());
+        Collected so_far; // as after SIGKILL
+        REQUIRE(read(directory / "cut", so_far));
+        CHECK(so_far.drops.size() == 1);
+        REQUIRE(writer->drop(sample_drop(2)));
+    }
+    Collected got;
+    const auto result = read(directory / "cut", got);
+    REQUIRE(result);
+    CHECK_FALSE(result->warning.empty());
+    CHECK(got.drops.size() == 2);
+}
+
+TEST_CASE("recording: a ruleset that is too large is left out alone") {
+    const Directory directory;
+    resolve_rule::Snapshot snapshot = sample_snapshot();
+    snapshot.problems.assign(1, std::string(max_snapshot, 'x'));
+    auto writer = Writer::create(directory / "large");
+    REQUIRE(writer);
+    REQUIRE(writer->meta(sample_meta()));
+    CHECK(writer->snapshot(snapshot).error().message.find("too large to record") != std::string::npos);
+    snapshot.problems.assign(1, std::string(max_snapshot / 2, 'x'));
+    REQUIRE(writer->snapshot(snapshot));
+    REQUIRE(writer->finish(1));
+    CHECK(writer->lost_frames() == 1);
+    Collected got;
+    REQUIRE(read(directory / "large", got));
+    REQUIRE(got.snapshots.size() == 1);
+    CHECK(got.snapshots[0].problems[0].size() == max_snapshot / 2);
+    CHECK(got.ends.size() == 1);
+}
