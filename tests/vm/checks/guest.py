@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest left in its directory."""
+
+import json
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+def seconds(time):
+    """RFC 3339 with nanoseconds, in UTC -> seconds since 1970."""
+    whole, fraction = time.rstrip("Z").split(".")
+    return datetime.fromisoformat(whole).replace(tzinfo=timezone.utc).timestamp() + float("0." + fraction)
+
+
+def packet_key(family, proto, src, sport, dst, dport):
+    """Tells one packet of a scenario from the others."""
+    return (family, proto, src, sport, dst, dport)
+
+
+class Run:
+    """One tsdroptrace in one scenario."""
+
+    def __init__(self, directory, name="run", json_lines=None):
+        self.name = f"{directory.name}/{name}"
+        self.out = self._read(directory / f"{name}.out")
+        self.err = self._read(directory / f"{name}.err")
+        exit_code = self._read(directory / f"{name}.exit").strip()
+        self.exit = int(exit_code) if exit_code else None
+        text = json_lines if json_lines is not None else self._read(directory / f"{name}.json")
+        self.lines = [json.loads(line) for line in text.splitlines()]
+
+    @staticmethod
+    def _read(path):
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def of_type(self, kind):
+        return [line for line in self.lines if line["type"] == kind]
+
+    @property
+    def drops(self):
+        return self.of_type("drop")
+
+    @property
+    def final(self):
+        return self.lines[-1]
+
+    def drops_to_port(self, port, family=None):
+        return [d for d in self.drops if d["packet"]["dport"] == port and family in (None, d["packet"]["family"])]
+
+
+def key_of(drop):
+    p = drop["packet"]
+    return packet_key(p["family"], p["proto"], p["src"], p["sport"], p["dst"], p["dport"])
+
+
+class Guest:
+    """Everything of one boot."""
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        self.kernel = self.text("kernel").strip()
+        self.host = self.text("host").strip()
+        self.netns = int(re.search(r"\d+", self.text("netns")).group())
+        # The kernel's own list of drop reasons: { 12, "NETFILTER_DROP" }
+        self.reasons = {name: int(code) for code, name in
+                        re.findall(r'\{ (\d+), "([A-Z0-9_]+)" \}', self.text("kfree_skb.format"))}
+        self.scenarios = {}
+        for line in self.text("scenarios").splitlines():
+            name, status, begin, end = line.split()
+            self.scenarios[name] = (int(status), float(end) - float(begin))
+
+    def text(self, path):
+        return (self.directory / path).read_text(errors="replace")
+
+    def marks(self, scenario):
+        return {name: float(time) for name, time in map(str.split, self.text(f"{scenario}/marks").splitlines())}
+
+    def run(self, scenario, name="run", json_lines=None):
+        return Run(self.directory / scenario, name, json_lines)
+
+
+def check_lines(group, run, validator):
+    """What holds for the JSON lines of every run that was not cut short."""
+    for number, line in enumerate(run.lines, 1):
+        error = next(validator.iter_errors(line), None)
+        group.true(error is None, f"{run.name}: line {number} does not fit the schema",
+                   error and f"{error.message}: {line}")
+    types = [line["type"] for line in run.lines]
+    group.true(types[:1] == ["start"] and types.count("start") == 1, f"{run.name}: one start line, the first", types)
+    finals = [line for line in run.of_type("summary") if line["final"]]
+    group.true(len(finals) == 1 and run.final is finals[0], f"{run.name}: one final summary, the last line", types[-3:])
+
+
+def check_terminal(group, run):
+    """80 columns, but for commands, which are not broken in two; the summary at the end."""
+    for line in run.out.splitlines():
+        command = re.match(r"(  fix     |          )\d  ", line)
+        group.true(command or len(line) <= 80, f"{run.name}: a line of more than 80 columns", line)
+    group.true(re.search(r"^(\d+|nothing|nothing but noise was) (was )?dropped ", run.out, re.M),
+               f"{run.name}: the summary is on the terminal", run.out[-300:])

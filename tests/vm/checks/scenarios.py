@@ -1,0 +1,598 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What each scenario of tests/vm/guest must have seen."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+
+from .guest import Run, check_lines, check_terminal, key_of, seconds
+from .oracle import Ruleset, fates_from_log, fates_from_monitor
+
+BACKENDS = ("legacy", "iptables-nft", "nftables")
+DNS4, DNS6, VM4, VM6 = "100.100.2.136", "fd7a:115c:a1e0::53", "10.0.0.2", "fd00:a::2"
+CLIENT4, CLIENT6 = "10.1.0.2", "fd00:b::2"
+
+
+def backend_name(backend):
+    return "iptables-legacy" if backend == "legacy" else backend
+
+
+def rulesets(guest, scenario, prefix, backend):
+    """What the guest saved with save_rules."""
+    rules = Ruleset()
+    if backend != "nftables":
+        rules.add_save(guest.text(f"{scenario}/{prefix}.save4"), "ip")
+        rules.add_save(guest.text(f"{scenario}/{prefix}.save6"), "ip6")
+    if backend == "iptables-nft":
+        rules.add_handles(guest.text(f"{scenario}/{prefix}.nft"))
+    elif backend == "nftables":
+        rules.add_nft(guest.text(f"{scenario}/{prefix}.nft"), guest.text(f"{scenario}/{prefix}.nft.json"))
+    return rules
+
+
+def location(backend):
+    """Who frees the packet: nft_do_chain itself on all kernels here, nf_hook_slow for legacy tables."""
+    function = r"nf_hook_slow" if backend == "legacy" else r"nft_do_chain"
+    module = "" if backend == "legacy" else r" \[nf_tables\]"
+    return lambda text: re.fullmatch(function + r"\+0x[0-9a-f]+/0x[0-9a-f]+" + module, text)
+
+
+def expected_rule(backend, ruleset, family, table, path):
+    """`rule` of a drop line, but for the owner; `path` as in oracle.Fate."""
+    steps = []
+    for chain, number in path:
+        rule = ruleset.rule(family, table, chain, number) if number else None
+        steps.append({"chain": chain, "number": number,
+                      "handle": rule.handle if rule and backend != "legacy" else None})
+    text = rule.text if rule else None
+    return {"backend": backend_name(backend), "family": family, "table": table, "chain": path[-1][0],
+            "number": steps[-1]["number"], "handle": steps[-1]["handle"], "text": text, "path": steps,
+            "verdict": "reject" if re.search(r"-j REJECT|\breject\b", text or "") else "drop",
+            "confidence": "exact", "stale": False}
+
+
+def expected_site(guest, backend, hook, kind="rule"):
+    return {"kind": kind, "reason": "NETFILTER_DROP", "reason_code": guest.reasons["NETFILTER_DROP"],
+            "location": location(backend), "hook": hook, "unknown": None}
+
+
+def explained(explanation):
+    return (explanation and explanation["id"] and explanation["summary"] and explanation["fixes"] and
+            all(fix["do"] and fix["risk"] for fix in explanation["fixes"]))
+
+
+def packets_of(causes, family, table, chain, number):
+    return sum(c["packets"] for c in causes if c["rule"] and (c["rule"]["family"], c["rule"]["table"],
+               c["rule"]["chain"], c["rule"]["number"]) == (family, table, chain, number))
+
+
+# ---- the incident ----
+
+def incident(group, guest, validator, backend):
+    scenario = f"incident-{backend}"
+    run = guest.run(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code after " + ("SIGINT" if backend == "iptables-nft" else "SIGTERM"))
+
+    start = run.lines[0]
+    group.fields(start, {"schema_version": 1, "kernel": guest.kernel, "host": guest.host,
+                         "filter": "100.100.0.0/16, fd7a:115c:a1e0::/48, both ways",
+                         "version": lambda v: v in guest.text("version")}, "start")
+    for name in ("iptables-legacy", "iptables-nft", "nftables"):
+        group.equal(start["capabilities"][name]["exactness"], "exact", f"start.capabilities.{name}")
+
+    rules = rulesets(guest, scenario, "after", backend)
+    for family, ip, port, src, dst in (("ip", "ipv4", 41873, DNS4, VM4), ("ip6", "ipv6", 41874, DNS6, VM6)):
+        # The rule is the one of ts-input that drops and whose counter moved.
+        moved = [(number, rule) for number, rule in enumerate(rules.chains[family, "filter", "ts-input"].rules, 1)
+                 if rule.packets and (rule.drops or re.search(r"\bdrop\b", rule.text))]
+        if not group.equal(len(moved), 1, f"{ip}: rules of ts-input that dropped, by their counters"):
+            continue
+        number, rule = moved[0]
+        jumps = [n for n, r in enumerate(rules.chains[family, "filter", "INPUT"].rules, 1) if "ts-input" in r.text]
+        drops = run.drops_to_port(port, ip)
+        group.equal(len(drops), rule.packets, f"{ip}: drop lines")
+        for drop in drops:
+            group.fields(drop, {
+                "schema_version": 1, "type": "drop", "host": guest.host,
+                "time": lambda t: seconds(start["time"]) < seconds(t) < seconds(run.final["time"]),
+                "mono_ns": lambda n: isinstance(n, int) and n > 0, "cpu": lambda cpu: cpu in (0, 1),
+                "netns": {"inode": guest.netns, "name": None},
+                "packet": {"family": ip, "proto": "udp", "src": src, "sport": 53, "dst": dst, "dport": port,
+                           "length": rule.bytes // rule.packets, "ttl": 64, "tcp_flags": None, "icmp_type": None,
+                           "icmp_code": None, "mark": 0, "direction": "from", "in_dev": "eth0", "out_dev": None},
+                "drop": expected_site(guest, backend, "input"),
+                "rule": {**expected_rule(backend, rules, family, "filter", [("INPUT", jumps[0]), ("ts-input", number)]),
+                         "owner": "Tailscale"},
+                "process": None,
+                "explanation": explained}, f"{ip} drop")
+            if family == "ip":
+                group.equal(drop["explanation"]["id"], "tailscale-cgnat", "explanation.id")
+        causes = [c for c in run.final["causes"] if c["rule"] and c["rule"]["family"] == family]
+        if group.equal(len(causes), 1, f"{ip}: causes in the summary"):
+            group.fields(causes[0], {
+                "packets": rule.packets, "bytes": rule.bytes, "netns": {"inode": guest.netns, "name": None},
+                "drop": {"kind": "rule", "reason": "NETFILTER_DROP", "hook": "input"}, "rule": drops[0]["rule"],
+                "first": drops[0]["time"], "last": drops[-1]["time"],
+                "flows": [{"proto": "udp", "src": src, "sport": 53, "dst": dst, "dport": port,
+                           "packets": rule.packets}],
+                "flows_other": {"flows": 0, "packets": 0}}, f"{ip} cause")
+            group.true(run.out.count(f"{rule.packets} udp from {src if family == 'ip' else '[' + src + ']'}:53"),
+                       f"{ip}: the summary on the terminal says how many came from the resolver", run.out[-600:])
+    group.equal(len(run.final["causes"]), 2, "nothing else was dropped")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    group.true(sum(not s["final"] for s in run.of_type("summary")) >= 1, "--summary-every gave summaries")
+
+
+def incident_terminal(group, guest, backend):
+    """Within 2 s of the first dropped answer, the terminal shows the cause."""
+    scenario = f"incident-{backend}"
+    run, marks = guest.run(scenario), guest.marks(scenario)
+    first = min(seconds(drop["time"]) for drop in run.drops)
+    if group.true("shown" in marks, "the terminal shows the cause before the run ends", run.out):
+        group.true(marks["shown"] - first <= 2.0, "the cause is shown within 2 s", f"{marks['shown'] - first:.2f} s")
+    for drop in {d["packet"]["family"]: d for d in run.drops}.values():
+        packet, rule = drop["packet"], drop["rule"]
+        src, dst = ((f"[{packet[end]}]" if packet["family"] == "ipv6" else packet[end]) for end in ("src", "dst"))
+        entries = [entry for entry in re.split(r"\n(?=\d\d:\d\d:\d\d )|\n\n", run.out)
+                   if f"{src}:53 > {dst}:{packet['dport']}" in " ".join(entry.split())]
+        if group.equal(len(entries), 1, f"{packet['family']}: entries of this cause on the terminal"):
+            entry = " ".join(entries[0].split())
+            for text in ("DROPPED", "input hook", "INPUT rule", "> ts-input rule", "eth0", rule["text"], "Tailscale",
+                         "why", "fix"):
+                group.true(text in entry, f"{packet['family']}: the entry says {text!r}", entry)
+
+
+# ---- every kind of rule ----
+
+def expect_drop(guest, backend, rules, fate, drop, senders, run_netns):
+    """What a drop line must say of a packet whose end the kernel's trace tells."""
+    chain = rules.chains[fate.family, fate.table, fate.path[0][0]]
+    packet = drop["packet"]
+    outgoing = chain.hook in ("output", "postrouting") and packet["src"] in (VM4, VM6)
+    expected = {
+        "netns": {"inode": run_netns, "name": None},
+        "packet": {"length": fate.length, "ttl": fate.ttl, "direction": "to" if outgoing else "from",
+                   "mark": 0x1234 if packet["dport"] == 7004 else 0, "in_dev": fate.in_dev, "out_dev": fate.out_dev,
+                   "tcp_flags": 2 if packet["proto"] == "tcp" else None,
+                   "icmp_type": {"icmp": 8, "icmpv6": 128}.get(packet["proto"]),
+                   "icmp_code": 0 if packet["proto"].startswith("icmp") else None},
+        "drop": expected_site(guest, backend, chain.hook, "policy" if fate.policy else "rule"),
+        "rule": {**expected_rule(backend, rules, fate.family, fate.table, fate.path), "owner": None},
+        "process": senders[packet["dst"]] if outgoing else None,
+        "explanation": explained,
+    }
+    if fate.mark is not None:
+        expected["packet"]["mark"] = fate.mark
+    return expected
+
+
+def exact_fates(guest, backend):
+    scenario = f"exact-{backend}"
+    trace = guest.text(f"{scenario}/trace")
+    rules = rulesets(guest, scenario, "after", backend)
+    if backend == "legacy":
+        return rules, fates_from_log(trace, rules)
+    traced = rules
+    if backend == "iptables-nft":  # the trace also passes the chains that switch it on
+        traced = Ruleset().add_nft(guest.text(f"{scenario}/after.nft"))
+    return rules, fates_from_monitor(trace, traced)
+
+
+def exact(group, guest, validator, backend):
+    """Each packet: the rule, its text and the way to it are what the kernel's own trace says."""
+    scenario = f"exact-{backend}"
+    run = guest.run(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    group.equal([s["final"] for s in run.of_type("summary")], [True], "without --summary-every: one summary")
+    rules, fates = exact_fates(guest, backend)
+    pids = [line.split() for line in guest.text(f"{scenario}/senders").splitlines()]
+    senders = {dst: {"pid": int(pid), "comm": comm} for dst, (pid, comm) in zip((DNS4, DNS6), pids)}
+
+    incoming = [*range(7001, 7014), 7015, *range(7017, 7028)]
+    for ip, vm, client, dns in (("ipv4", VM4, CLIENT4, DNS4), ("ipv6", VM6, CLIENT6, DNS6)):
+        wanted = [(vm, port) for port in incoming] + [(client, port) for port in range(7101, 7106)]
+        for dst, port in wanted + [(dns, port) for port in range(7201, 7207)]:
+            traced = {key: fate for key, fate in fates.items() if (key[0], key[4], key[5]) == (ip, dst, port)}
+            drops = [drop for drop in run.drops if key_of(drop) in traced]
+            group.equal(len(traced), 2, f"{ip} to {dst} port {port}: packets that the kernel's trace saw dropped")
+            group.equal(len(drops), 2, f"{ip} to {dst} port {port}: drop lines")
+        for proto, port in (("tcp", 7014), ("tcp", 7016), ("icmp" if ip == "ipv4" else "icmpv6", None)):
+            traced = [key for key in fates if (key[0], key[1], key[5]) == (ip, proto, port)]
+            group.true(traced, f"{ip}: the kernel's trace saw a drop of {proto} {port}")
+            group.true([drop for drop in run.drops if key_of(drop) in traced], f"{ip}: drop lines of {proto} {port}")
+    for drop in run.drops:
+        if key_of(drop) not in fates:
+            continue
+        key = key_of(drop)
+        group.fields(drop, expect_drop(guest, backend, rules, fates[key], drop, senders, guest.netns),
+                     f"{key[0]} {key[1]} to port {key[5]}")
+    # A packet that the trace did not see may be dropped in another namespace only, by its stack.
+    for drop in run.drops:
+        if key_of(drop) not in fates:
+            group.true(drop["netns"]["inode"] != guest.netns,
+                       "a drop that the kernel's trace does not know of", drop)
+
+
+def exact_counters(group, guest, backend):
+    """Each rule that drops, and each policy: its counter and the summary say the same."""
+    scenario = f"exact-{backend}"
+    final = guest.run(scenario).final
+    rules, _ = exact_fates(guest, backend)
+    causes = [c for c in final["causes"] if c["netns"]["inode"] == guest.netns]
+    moved = 0
+    for (family, table, name), chain in rules.chains.items():
+        for number, rule in enumerate(chain.rules, 1):
+            if rule.packets is None or not (rule.drops or re.search(r"\b(drop|reject)\b", rule.text)):
+                continue
+            moved += rule.packets > 0
+            mine = [c for c in causes if c["rule"] and (c["rule"]["family"], c["rule"]["table"], c["rule"]["chain"],
+                                                        c["rule"]["number"]) == (family, table, name, number)]
+            group.equal(sum(c["packets"] for c in mine), rule.packets, f"packets of {family} {table} {rule.text}")
+            group.equal(sum(c["bytes"] for c in mine), rule.bytes, f"bytes of {family} {table} {rule.text}")
+        if backend != "nftables" and chain.policy == "drop":
+            group.equal(packets_of(causes, family, table, name, None), chain.packets,
+                        f"packets of the policy of {family} {table} {name}")
+    # A rule of inet counts for both families.
+    group.true(moved >= (30 if backend == "nftables" else 44), "rules whose counter moved", moved)
+    for cause in causes:
+        ways = [[step["chain"] for step in c["rule"]["path"]] for c in causes if c["rule"] == cause["rule"]]
+        group.equal(len(ways), 1, f"one cause for {cause['rule']}")
+    group.true(all(a["packets"] >= b["packets"] for a, b in zip(final["causes"], final["causes"][1:])),
+               "most packets first")
+
+
+def exact_netns(group, guest, backend):
+    """A rule in another network namespace, which has a name."""
+    scenario = f"exact-{backend}"
+    run = guest.run(scenario)
+    inode = int(guest.text(f"{scenario}/netns.client"))
+    rules = Ruleset()
+    if backend != "nftables":
+        rules.add_save(guest.text(f"{scenario}/client.save4"), "ip").add_save(guest.text(f"{scenario}/client.save6"), "ip6")
+    if backend == "iptables-nft":
+        rules.add_handles(guest.text(f"{scenario}/client.nft"))
+    if backend == "nftables":
+        rules.add_nft(guest.text(f"{scenario}/client.nft"))
+    for family, ip in (("ip", "ipv4"), ("ip6", "ipv6")):
+        family, table, chain = ("inet", "there", "input") if backend == "nftables" else (family, "filter", "INPUT")
+        drops = run.drops_to_port(7401, ip)
+        group.equal(len(drops), 2, f"{ip}: drop lines")
+        for drop in drops:
+            group.fields(drop, {"netns": {"inode": inode, "name": "client"},
+                                "packet": {"in_dev": "eth1", "out_dev": None, "direction": "from"},
+                                "drop": expected_site(guest, backend, "input"),
+                                "rule": expected_rule(backend, rules, family, table, [(chain, 1)]),
+                                "process": None}, f"{ip} drop")
+    group.true(re.search(rf"netns +client \({inode}\)", run.out), "the terminal names the namespace")
+
+
+# ---- recordings ----
+
+def replay(group, guest, validator, program, scenario):
+    """The recording of a run gives, here and without privileges, the same drop lines and the same summary."""
+    live = guest.run(scenario)
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        shutil.copy(guest.directory / scenario / "recording", f"{directory}/recording")
+        shutil.copy(program, f"{directory}/tsdroptrace")
+        os.chmod(f"{directory}/recording", 0o644)
+        done = _unprivileged([f"{directory}/tsdroptrace", "--replay", f"{directory}/recording", "--json"])
+        text = _unprivileged([f"{directory}/tsdroptrace", "--replay", f"{directory}/recording"])
+    group.equal(done.returncode, 0, "exit code of --replay")
+    group.equal(done.stderr, "", "--replay complains of nothing")
+    again = Run(guest.directory / scenario, "replay", done.stdout)
+    check_lines(group, again, validator)
+    group.equal(again.lines[0], live.lines[0], "the start line")
+    order = lambda drop: (drop["mono_ns"], drop["cpu"])  # noqa: E731
+    before, after = sorted(live.drops, key=order), sorted(again.drops, key=order)
+    group.equal(len(after), len(before), "drop lines")
+    for one, other in zip(before, after):
+        group.equal(other, one, "a drop line replayed")
+    for name in ("causes", "lost", "hidden"):
+        group.equal(again.final[name], live.final[name], f"summary.{name} replayed")
+    entries = lambda out: sorted(re.findall(r"^  rule    .*", out, re.M))  # noqa: E731
+    group.equal(entries(text.stdout), entries(live.out), "the rules on the terminal")
+
+
+def recordings_refused(group, guest, program):
+    """Files that are no whole recording of this version."""
+    whole = (guest.directory / "incident-legacy/recording").read_bytes()
+    newer = bytearray(whole)
+    newer[12:16] = (99).to_bytes(4, "little")
+    cases = {"foreign": (b"#!/bin/sh\necho this is no recording\n" * 10, "not a tsdroptrace recording"),
+             "empty": (b"", "not a tsdroptrace recording"),
+             "newer": (bytes(newer), "newer"),
+             "header": (whole[:40], "ends"),
+             "truncated": (whole[:len(whole) // 2], "ends in the middle"),
+             "damaged": (whole[:32] + b"\xff" * 8 + whole[40:], "damaged")}
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        shutil.copy(program, f"{directory}/tsdroptrace")
+        for name, (content, says) in cases.items():
+            path = f"{directory}/{name}"
+            with open(path, "wb") as file:
+                file.write(content)
+            done = _unprivileged([f"{directory}/tsdroptrace", "--replay", path, "--json"])
+            group.equal(done.returncode, 1, f"{name}: exit code")
+            group.equal(len(done.stderr.splitlines()), 1, f"{name}: lines on standard error ({done.stderr!r})")
+            group.true(says in done.stderr and name in done.stderr, f"{name}: says {says!r} and which file", done.stderr)
+        done = _unprivileged([f"{directory}/tsdroptrace", "--replay", f"{directory}/none"])
+        group.equal(done.returncode, 1, "no such file: exit code")
+        group.true("No such file" in done.stderr, "no such file: says so", done.stderr)
+
+
+def _unprivileged(command):
+    if os.geteuid() == 0:
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+# ---- modules that come later ----
+
+def late_modules(group, guest, validator):
+    run = guest.run("late-modules")
+    check_lines(group, run, validator)
+    netfilter = re.compile(r"^(x_tables|\w*_tables|iptable_\w+|ip6table_\w+|nf_\w+|nft_\w+|xt_\w+) ", re.M)
+    group.equal(netfilter.findall(guest.text("late-modules/modules.before")), [], "netfilter modules before the start")
+    group.equal(netfilter.findall(guest.text("late-modules/modules.started")), [], "netfilter modules it has loaded")
+    legacy = rulesets(guest, "late-modules", "legacy", "legacy")
+    xt = rulesets(guest, "late-modules", "nft", "iptables-nft")
+    native = Ruleset().add_nft(guest.text("late-modules/nft.nft"))
+    cases = [(7301, "ipv4", "legacy", legacy, ("ip", "filter", "INPUT", 1)),
+             (7301, "ipv6", "legacy", legacy, ("ip6", "filter", "INPUT", 1)),
+             (7302, "ipv4", "legacy", legacy, ("ip", "raw", "PREROUTING", 1)),
+             (7303, "ipv4", "iptables-nft", xt, ("ip", "filter", "INPUT", 1)),
+             (7303, "ipv6", "iptables-nft", xt, ("ip6", "filter", "INPUT", 1))]
+    for ip in ("ipv4", "ipv6"):
+        cases += [(7304, ip, "nftables", native, ("inet", "late", "input", 1)),
+                  (7305, ip, "nftables", native, ("inet", "late", "input", 2))]
+    for port, ip, backend, rules, (family, table, chain, number) in cases:
+        drops = run.drops_to_port(port, ip)
+        group.equal(len(drops), 2, f"{ip} port {port}: drop lines")
+        for drop in drops:
+            hook = rules.chains[family, table, chain].hook
+            group.fields(drop, {"drop": expected_site(guest, backend, hook),
+                                "rule": expected_rule(backend, rules, family, table, [(chain, number)])},
+                         f"{ip} port {port}")
+
+
+# ---- drops without a rule, and noise ----
+
+def kernel_drops(group, guest, validator):
+    run = guest.run("various")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    no_rule = {"netns": {"inode": guest.netns, "name": None}, "rule": None, "process": None,
+               "explanation": lambda e: e and e["id"] and e["summary"]}
+    cases = [(7511, "ipv4", {"reason": "NO_SOCKET", "location": lambda l: re.match(r"\w*udp\w*\+0x", l)}, "eth0"),
+             (7511, "ipv6", {"reason": "NO_SOCKET", "location": lambda l: re.match(r"\w*udp\w*\+0x", l)}, "eth0"),
+             (7512, "ipv4", {"location": lambda l: re.match(r"ip_error\+0x", l)}, "eth0"),
+             (7513, "ipv4", {"reason": "IP_RPFILTER", "location": lambda l: re.match(r"ip_[\w.]+\+0x", l)}, "eth0")]
+    for port, ip, site, device in cases:
+        drops = run.drops_to_port(port, ip)
+        group.equal(len(drops), 2, f"{ip} port {port}: drop lines")
+        for drop in drops:
+            group.fields(drop, {**no_rule, "packet": {"direction": "from", "in_dev": device, "out_dev": None},
+                                "drop": {"kind": "kernel", "hook": None, **site}}, f"{ip} port {port}")
+            group.equal(drop["drop"]["reason_code"], guest.reasons.get(drop["drop"]["reason"]),
+                        f"{ip} port {port}: code of {drop['drop']['reason']} on this kernel")
+            group.true(drop["drop"]["reason"] in run.out, f"the terminal names {drop['drop']['reason']}")
+    group.true(run.final["hidden"].get("NO_SOCKET", 0) >= 2, "the two answered pings are counted as noise",
+               run.final["hidden"])
+    group.equal([d for d in run.drops if d["drop"]["location"].startswith("ping_rcv")], [], "noise is not shown")
+    group.true("NO_SOCKET (noise" in run.out, "the terminal says that there was noise", run.out[-400:])
+
+
+# ---- rules that change ----
+
+def changes(group, guest):
+    run, marks = guest.run("various"), guest.marks("various")
+    cases = ((7501, "legacy", ("ip", "filter", "INPUT")), (7502, "iptables-nft", ("ip", "filter", "INPUT")),
+             (7503, "nftables", ("inet", "changing", "input")))
+    for port, backend, (family, table, chain) in cases:
+        def saved(prefix):
+            if backend == "nftables":
+                return Ruleset().add_nft(guest.text(f"various/{prefix}-nft.nft"),
+                                         guest.text(f"various/{prefix}-nft.nft.json"))
+            return rulesets(guest, "various", f"{prefix}-{'legacy' if backend == 'legacy' else 'nft'}", backend)
+        second, third = saved("second"), saved("third")
+        first_rule = second.rule(family, table, chain, 2)
+        drops = sorted(run.drops_to_port(port), key=lambda d: d["mono_ns"])
+        if not group.equal(len(drops), 7, f"{backend}: drop lines"):
+            continue
+        for drop in drops[:2]:
+            group.fields(drop["rule"], {"chain": chain, "number": 1, "text": first_rule.text, "stale": False,
+                                        "handle": first_rule.handle if backend != "legacy" else None},
+                         f"{backend} before the change")
+        new = expected_rule(backend, second, family, table, [(chain, 1)])
+        # Right after it the text may be unknown, but never that of another rule.
+        rule = drops[2]["rule"]
+        group.true(rule is None or rule == {**new, "owner": None} or (rule["stale"] and rule["text"] is None),
+                   f"{backend} right after the change", drops[2])
+        for drop in drops[3:5]:
+            group.true(seconds(drop["time"]) >= marks["settled"], f"{backend}: order of the packets", drop["time"])
+            group.fields(drop["rule"], new, f"{backend} 2 s after the change")
+        moved = expected_rule(backend, third, family, table, [(chain, 2)])
+        for drop in drops[5:]:
+            group.fields(drop["rule"], moved, f"{backend} 2 s after the rule has moved")
+        group.true("second" in moved["text"], f"{backend}: it is the second rule", moved)
+        counted = sum(c["packets"] for c in run.final["causes"] if any(f["dport"] == port for f in c["flows"]))
+        group.equal(counted, 7, f"{backend}: packets in the summary")
+        named = sum(c["packets"] for c in run.final["causes"] if c["rule"] and c["rule"]["text"] == moved["text"])
+        group.true(named >= 4, f"{backend}: packets of the second rule in the summary, with its text", named)
+        group.equal(third.rule(family, table, chain, 2).packets, 5, f"{backend}: the rule's own counter")
+
+
+# ---- options ----
+
+def options(group, guest, validator):
+    to, only_from, six, everything, nothing = (guest.run("options", name, _json_of(guest, name))
+                                               for name in ("to", "from", "six", "all", "nothing"))
+    for run in (to, only_from, six, everything, nothing):
+        check_lines(group, run, validator)
+        group.equal(run.exit, 0, f"{run.name}: exit code")
+    ports = lambda run: Counter((d["packet"]["src"], d["packet"]["dport"]) for d in run.drops)  # noqa: E731
+
+    group.equal(ports(to), {(VM4, 7602): 2}, "--direction to: (source, port)")
+    group.true(all(d["packet"]["direction"] == "to" for d in to.drops), "--direction to: packet.direction")
+    group.true(sum(not s["final"] for s in to.of_type("summary")) >= 2, "--summary-every: summaries before the last")
+    group.equal(len(only_from.drops), 3, "--count 3: drop lines")
+    group.true(all(d["packet"]["direction"] == "from" and d["packet"]["src"] == DNS4 for d in only_from.drops),
+               "--direction from: packets", ports(only_from))
+    group.equal(ports(six), {(DNS6, 7601): 2}, "an IPv6 range: (source, port)")
+    group.true(re.match(r"2 dropped in ", six.out), "--quiet: only the summary is on the terminal", six.out)
+    wanted = {(DNS4, 7601): 2, ("10.0.0.1", 7601): 2, (DNS6, 7601): 2, (VM4, 7602): 2}
+    group.true(wanted.items() <= ports(everything).items(), "--all: (source, port)", str(ports(everything)))
+    lasted = seconds(everything.final["until"]) - seconds(everything.final["since"])
+    group.true(6 <= lasted < 8, "--duration 6s", f"{lasted:.1f} s")
+    group.equal((nothing.drops, nothing.final["causes"], nothing.final["hidden"]), ([], [], {}),
+                "a range that nothing comes from or goes to")
+    group.true("nothing was dropped here in " in nothing.out, "the terminal says that nothing was dropped", nothing.out)
+    check_terminal(group, nothing)
+    # Several tracers at once do not disturb each other.
+    rules = rulesets(guest, "options", "after", "legacy")
+    for run in (six, everything):
+        for drop in run.drops_to_port(7601, "ipv6"):
+            group.fields(drop["rule"], expected_rule("legacy", rules, "ip6", "filter", [("INPUT", 1)]), run.name)
+
+
+def _json_of(guest, name):
+    """--json writes to standard output and nothing else comes there; else there is a file."""
+    path = guest.directory / f"options/{name}.json"
+    return None if path.exists() else guest.text(f"options/{name}.out")
+
+
+# ---- what is wrong outside ----
+
+def bad_input(group, guest, validator):
+    run = lambda name: guest.run("bad-input", name, "")  # noqa: E731
+    refused = {"no-dst": "--dst", "bad-cidr": "300.1.2.3", "bad-prefix": "10.0.0.0/33", "host-bits": "10.0.0.0/8",
+               "bad-duration": "--duration soon", "bad-count": "--count 0", "bad-direction": "--direction sideways",
+               "unknown-option": "--port", "no-value": "--dst", "extra": "100.100.2.136"}
+    for name, says in refused.items():
+        got = run(name)
+        group.equal(got.exit, 2, f"{name}: exit code")
+        group.equal(len(got.err.splitlines()), 1, f"{name}: lines on standard error ({got.err!r})")
+        group.true(says in got.err, f"{name}: says {says!r}", got.err)
+        group.equal(got.out, "", f"{name}: standard output")
+    for name in ("json-file-directory", "record-directory"):
+        got = run(name)
+        group.true(got.exit in (1, 2), f"{name}: exit code", got.exit)
+        group.equal(len(got.err.splitlines()), 1, f"{name}: lines on standard error ({got.err!r})")
+        group.true("/proc/no/such/place" in got.err, f"{name}: names the path", got.err)
+    got = run("nobody")
+    group.equal(got.exit, 3, "not root: exit code")
+    group.equal(len(got.err.splitlines()), 1, f"not root: lines on standard error ({got.err!r})")
+    group.true(re.search(r"root|sudo|CAP_", got.err), "not root: says what is missing", got.err)
+
+
+def failing_outputs(group, guest, validator):
+    pipe = guest.run("bad-input", "pipe", "")
+    group.true(pipe.exit in (0, 1), "a reader that went away: exit code", pipe.exit)
+    group.true(len(pipe.err.splitlines()) <= 1, "a reader that went away: at most one line", pipe.err)
+
+    full = guest.run("bad-input", "full")
+    check_lines(group, full, validator)
+    check_terminal(group, full)
+    cut = guest.text("bad-input/full.json.cut")
+    group.true(cut.endswith("\n"), "the full disk holds whole lines only", cut[-200:])
+    shown = re.search(r"^(\d+) dropped in ", full.out, re.M)
+    group.true(shown and shown.group(1) == "42", "the terminal goes on and counts all", full.out[-500:])
+    lost = sum(line["count"] for line in full.of_type("lost") if line["where"] == "file")
+    group.true(lost > 0, "the file says what it lacks once it can", full.lines[-1])
+    group.equal(full.final["lost"].get("file"), lost, "summary.lost.file")
+    group.equal(sum(c["packets"] for c in full.final["causes"]), 42, "the summary counts all")
+    group.true("/tmp/small/json" in full.err or "JSON lines could not be written" in full.out,
+               "the user is told that the file lacks something", full.err)
+    attached = {when: re.findall(r"^ip6?t_do_table\b", guest.text(f"bad-input/attached.{when}"), re.M)
+                for when in ("before", "after")}
+    group.true(attached["before"], "the kernel lists what is attached while they trace")
+    group.equal(attached["after"], [], "what is attached after kill -9 and the end of all others")
+    group.equal(guest.text("bad-input/pins.after"), guest.text("bad-input/pins.before"), "what is pinned in /sys/fs/bpf")
+
+
+# ---- a flood ----
+
+def flood(group, guest, validator):
+    run = guest.run("flood")
+    checked = Counter()
+    for line in run.lines:  # tens of thousands of drop lines are alike
+        checked[line["type"]] += 1
+        if line["type"] != "drop" or checked["drop"] <= 50:
+            error = next(validator.iter_errors(line), None)
+            group.true(error is None, "a line does not fit the schema", error and f"{error.message}: {line}")
+    group.equal(run.exit, 0, "exit code")
+    legacy = rulesets(guest, "flood", "legacy", "legacy")
+    native = Ruleset().add_nft(guest.text("flood/nft.nft"), guest.text("flood/nft.nft.json"))
+    counters = {}
+    for key, ruleset in ((("ip", "filter", "INPUT"), legacy), (("inet", "flooded", "input"), native)):
+        for rule in ruleset.chains[key].rules:
+            if port := re.search(r"dport (780\d)", rule.text):
+                counters[int(port.group(1))] = rule
+    group.equal(sorted(counters), [7801, 7802, 7803, 7804], "the rules")
+    final = run.final
+    for port, rule in counters.items():
+        causes = [c for c in final["causes"] if any(f["dport"] == port for f in c["flows"])]
+        group.true(rule.packets > {7801: 19000, 7802: 9500}.get(port, 2900), f"port {port}: packets that came", rule.packets)
+        group.equal(sum(c["packets"] for c in causes), rule.packets, f"port {port}: packets in the summary")
+        group.equal(sum(c["bytes"] for c in causes), rule.bytes, f"port {port}: bytes in the summary")
+        if port < 7803:
+            group.equal([c["rule"]["text"] for c in causes], [rule.text], f"port {port}: causes")
+        # While rulesets change, a text may be unknown; that of another rule it never is.
+        for line in causes + run.drops_to_port(port):
+            text = (line["rule"] or {}).get("text")
+            if not (text == rule.text or line["rule"] is None or (text is None and line["rule"]["stale"])):
+                group.true(False, f"port {port}: another rule is named", line)
+        # Which rule dropped is known of nearly every packet all the same: its chain and its number at that moment.
+        # (Two packets at once on one CPU, or counters being restored, leave a few without.)
+        named = sum(c["packets"] for c in causes if c["rule"] and c["rule"]["chain"].upper() == "INPUT" and c["rule"]["number"])
+        group.true(named >= 0.9 * rule.packets, f"port {port}: packets whose rule is named",
+                   f"{named} of {rule.packets}: {[(c['drop'], c['rule'], c['packets']) for c in causes]}")
+    total = sum(c["packets"] for c in final["causes"])
+    lost = sum(count for where, count in final["lost"].items() if where in ("ring", "sampled", "unread"))
+    group.equal(len(run.drops) + lost, total, f"drop lines ({len(run.drops)}) and those that were lost ({lost})")
+    lines = Counter()
+    for line in run.of_type("lost"):
+        lines[line["where"]] += line["count"]
+    group.equal(dict(lines), final["lost"], "lost lines together are summary.lost")
+
+
+# ---- all of it ----
+
+def all_checks(report, guest, validator, program):
+    kernel = guest.kernel
+    wanted = ["late-modules", "various", "options", "bad-input", "flood"]
+    wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
+
+    def ran(group):
+        for name in wanted:
+            status, lasted = guest.scenarios.get(name, ("did not run", 0))
+            group.equal(status, 0, f"{name}: how it ended (after {lasted:.0f} s; its log: {guest.directory}/{name}/log)")
+
+    run = lambda name, function, *arguments: report.run(kernel, name, function, *arguments)  # noqa: E731
+    run("the scenarios ran", ran)
+    run("modules loaded after the start", late_modules, guest, validator)
+    for backend in BACKENDS:
+        run(f"the incident, {backend}", incident, guest, validator, backend)
+        run(f"the incident on the terminal, {backend}", incident_terminal, guest, backend)
+        run(f"every kind of rule, {backend}", exact, guest, validator, backend)
+        run(f"counters of all rules, {backend}", exact_counters, guest, backend)
+        run(f"another namespace, {backend}", exact_netns, guest, backend)
+        run(f"replay of the incident, {backend}", replay, guest, validator, program, f"incident-{backend}")
+        run(f"replay of every kind of rule, {backend}", replay, guest, validator, program, f"exact-{backend}")
+    run("recordings that are none", recordings_refused, guest, program)
+    run("drops without a rule", kernel_drops, guest, validator)
+    run("rules that change", changes, guest)
+    run("options", options, guest, validator)
+    run("bad input", bad_input, guest, validator)
+    run("outputs that fail", failing_outputs, guest, validator)
+    run("a flood", flood, guest, validator)

@@ -1,0 +1,39 @@
+# shellcheck shell=bash source-path=SCRIPTDIR
+# SPDX-License-Identifier: GPL-2.0-only
+# No netfilter module is there when tsdroptrace starts; rules of all backends come, and bring their modules, while it
+# traces. It must not load any itself.
+# shellcheck source=lib.sh
+. /tests/lib.sh
+
+network none
+cat /proc/modules >"$out/modules.before"
+trace run --dst "$ranges"
+cat /proc/modules >"$out/modules.started"
+
+iptables-legacy -A INPUT -p udp --dport 7301 -j DROP
+ip6tables-legacy -A INPUT -p udp --dport 7301 -j REJECT
+iptables-legacy -t raw -A PREROUTING -p udp --dport 7302 -j DROP
+mark legacy.rules
+pause 2
+ip netns exec provider /tests/send "$vm4" 2 7301 7302
+ip netns exec provider /tests/send "$vm6" 2 7301
+
+iptables-nft -A INPUT -p udp --dport 7303 -j REJECT
+ip6tables-nft -A INPUT -p udp --dport 7303 -j DROP
+nft -f - <<'NFT'
+table inet late {
+    chain input {
+        type filter hook input priority 10; policy accept;
+        udp dport 7304 counter reject
+        udp dport vmap { 7305 : drop }
+    }
+}
+NFT
+mark nft.rules
+pause 2
+ip netns exec provider /tests/send "$vm4" 2 7303 7304 7305
+ip netns exec provider /tests/send "$vm6" 2 7303 7304 7305
+pause 1
+stop run
+save_rules legacy legacy
+save_rules iptables-nft nft
