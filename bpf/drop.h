@@ -13,7 +13,6 @@
 // Userspace loads this object again when a module appears whose types were not known before, and hands
 // over from one instance to the other by writing `control`.
 const volatile __u32 instance;
-const volatile bool traces_nft; // nft_trail.h's programs are attached
 const volatile bool match_all;  // no range: every packet
 const volatile bool match_to;   // packets whose destination is in the range
 const volatile bool match_from; // packets whose source is
@@ -97,27 +96,30 @@ struct {
 	__type(value, u32);
 } places SEC(".maps");
 
+// Two copies of the program on kfree_skb (see on_kfree_skb_again).
+enum { FIRST = 0, AGAIN = 1, EMITTERS = 2 };
+
 struct scratch {
 	struct tsdt_drop drop;
+	struct verdict verdict;
 	struct tsdt_cause cause;
 	struct tsdt_flow_key flow;
 	struct path path;
 	u64 skb; // its address as a number: functions that are verified on their own take no kernel pointers
+	u64 in_task; // not in an interrupt or a softirq
 	char symbol[TSDT_SYMBOL_LEN];
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, EMITTERS);
 	__type(key, u32);
 	__type(value, struct scratch);
 } scratches SEC(".maps");
 
-static __always_inline struct scratch *this_cpu_scratch(void)
+static __always_inline struct scratch *this_cpu_scratch(u32 emitter)
 {
-	u32 zero = 0;
-
-	return bpf_map_lookup_elem(&scratches, &zero);
+	return bpf_map_lookup_elem(&scratches, &emitter);
 }
 
 static const struct tsdt_cause no_cause;
@@ -127,29 +129,21 @@ static __always_inline void count_lost(u32 where)
 	u64 *count = bpf_map_lookup_elem(&lost, &where);
 
 	if (count)
-		(*count)++;
+		__sync_fetch_and_add(count, 1);
 }
 
-// The verdict that a table left for this packet, taken out of the stash, whether the packet matches the filter
-// or not, since its skb will be used again for another one. Returns its index, or TSDT_VERDICTS.
-__noinline int take_verdict(struct stash *stash, u64 skb)
+// The verdict that a table left for this packet, taken out whether the packet matches the filter or not, since its skb
+// will be used again for another one.
+static __always_inline const struct verdict *take_verdict(struct scratch *scratch, struct sk_buff *skb)
 {
-	int found = TSDT_VERDICTS;
+	u64 key = (u64)skb;
+	struct verdict *waiting = bpf_map_lookup_elem(&verdicts, &key);
 
-	if (!stash)
-		return found;
-	stash->pending = 0;
-	for (u32 i = 0; i < TSDT_VERDICTS; i++) {
-		if (stash->verdict[i].skb != skb) {
-			if (stash->verdict[i].skb)
-				stash->pending = 1;
-			continue;
-		}
-		stash->verdict[i].skb = 0;
-		if (bpf_ktime_get_ns() - stash->verdict[i].mono_ns < TSDT_VERDICT_MAX_AGE_NS)
-			found = i;
-	}
-	return found;
+	if (!waiting)
+		return NULL;
+	scratch->verdict = *waiting;
+	bpf_map_delete_elem(&verdicts, &key);
+	return is_about(&scratch->verdict, skb) ? &scratch->verdict : NULL;
 }
 
 static __always_inline bool in_ranges(const u8 *address, u8 family)
@@ -220,17 +214,29 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 	device_name(scratch->drop.out_dev, BPF_CORE_READ(state, out));
 }
 
-static __always_inline u8 policy_of(u64 chain)
-{
-	u64 base = chain - bpf_core_field_offset(struct nft_base_chain, chain);
-	u8 policy = 0xff;
+// Where nft_do_chain frees what a rule drops, and what a policy drops: learnt from the drops whose expression is known.
+static u64 rule_site, policy_site;
 
-	bpf_probe_read_kernel(&policy, sizeof(policy), (void *)(base + bpf_core_field_offset(struct nft_base_chain, policy)));
-	return policy;
+// No expression is known to have dropped the packet: may the policy of this chain have done so? The expression may be
+// one that is not traced, or its program may not have been run, so all that is known must agree.
+static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
+{
+	u64 base_address = chain_address - bpf_core_field_offset(struct nft_base_chain, chain);
+	struct nft_base_chain *base = (struct nft_base_chain *)base_address;
+
+	if (BPF_CORE_READ(base, policy) != NF_DROP || BPF_CORE_READ(base, ops.hooknum) != key->hook)
+		return false;
+	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
+		return true;
+	if (key->location != rule_site) {
+		policy_site = key->location;
+		return true;
+	}
+	return !policy_site; // a compiler might make one place of the two
 }
 
-// nf_tables: what the trail of the traversal `pkt` says.
-__noinline int attribute_nft(struct scratch *scratch, u64 pkt)
+// nf_tables: what the trail of the traversal `pkt` says. The hook is known already.
+__noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 {
 	struct tsdt_cause_key *key;
 	u64 base_chain;
@@ -242,7 +248,8 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt)
 	key->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
 	key->rule = 0;
 	key->generation = generation(TSDT_GENERATION_NF_TABLES);
-	base_chain = read_trail(this_cpu_trail(), pkt, &scratch->path);
+	find_segments(&scratch->path, scratch->in_task);
+	base_chain = read_trail(pkt, &scratch->path);
 	if (!base_chain)
 		return 0;
 	if (scratch->path.dropped_by) {
@@ -252,11 +259,12 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt)
 		key->unknown = TSDT_UNKNOWN_NONE;
 		key->rule = scratch->path.dropped_by;
 		key->path_hash = scratch->path.hash;
+		if (place == PLACE_NFT_DO_CHAIN)
+			rule_site = key->location;
 		return 0;
 	}
-	// No expression said drop: the policy did, if it is to drop.
 	key->unknown = TSDT_UNKNOWN_EXPRESSION;
-	if (policy_of(base_chain) == NF_DROP) {
+	if (policy_may_drop(base_chain, key, place)) {
 		key->source = TSDT_SOURCE_NFT_POLICY;
 		key->unknown = TSDT_UNKNOWN_NONE;
 		key->rule = base_chain;
@@ -264,39 +272,22 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt)
 	return 0;
 }
 
-struct live_search {
-	struct trail *trail;
-	u64 skb;
-	u64 pkt; // struct nft_pktinfo *, once found
-};
-
-static long visit_live(u32 back, struct live_search *search)
-{
-	struct nft_pktinfo *pkt = (void *)trail_step(search->trail, back)->pkt;
-
-	if (!pkt || (u64)BPF_CORE_READ(pkt, skb) != search->skb)
-		return 0;
-	search->pkt = (u64)pkt;
-	return 1;
-}
-
 // nft_do_chain is freeing the packet itself (6.7; in Debian's 6.1 too), so its traversal is still under way, and
 // its nft_pktinfo is alive: the newest one in the trail that belongs to this skb.
 __noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
 {
-	struct live_search search = {.trail = this_cpu_trail(), .skb = skb};
-	struct nft_pktinfo *pkt;
+	u64 pkt;
 
 	if (!traces_nft || !scratch)
 		return 0;
 	scratch->drop.key.source = TSDT_SOURCE_NETFILTER;
 	scratch->drop.key.unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &search, 0);
-	if (!search.pkt)
+	find_segments(&scratch->path, scratch->in_task);
+	pkt = live_traversal(skb, &scratch->path);
+	if (!pkt)
 		return 0;
-	pkt = (void *)search.pkt;
-	apply_state(scratch, BPF_CORE_READ(pkt, state));
-	return attribute_nft(scratch, search.pkt);
+	apply_state(scratch, BPF_CORE_READ((struct nft_pktinfo *)pkt, state));
+	return attribute_nft(scratch, pkt, PLACE_NFT_DO_CHAIN);
 }
 
 __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
@@ -351,15 +342,17 @@ __noinline int attribute_devices(struct scratch *scratch, u64 skb_address)
 
 // First met: describes the cause and enters it in the map. (Map keys and values must come out of a map before 6.2,
 // so this function finds the scratch space itself.)
-__noinline int add_cause(const struct verdict *verdict)
+__noinline int add_cause(u32 emitter, bool with_verdict)
 {
-	struct scratch *scratch = this_cpu_scratch();
+	struct scratch *scratch = this_cpu_scratch(emitter);
+	const struct verdict *verdict;
 	struct tsdt_cause *cause;
 	u32 zero = 0;
 	u32 *last_id = bpf_map_lookup_elem(&last_cause_id, &zero);
 
 	if (!scratch || !last_id)
 		return 0;
+	verdict = with_verdict ? &scratch->verdict : NULL;
 	cause = &scratch->cause;
 	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
 	cause->key = scratch->drop.key;
@@ -386,9 +379,9 @@ __noinline int add_cause(const struct verdict *verdict)
 	return 0;
 }
 
-__noinline int count_flow(void)
+__noinline int count_flow(u32 emitter)
 {
-	struct scratch *scratch = this_cpu_scratch();
+	struct scratch *scratch = this_cpu_scratch(emitter);
 	struct tsdt_flow_key *key;
 	struct tsdt_drop *drop;
 	u64 one = 1, *count;
@@ -415,32 +408,53 @@ __noinline int count_flow(void)
 	return 0;
 }
 
-SEC("tp_btf/kfree_skb")
-int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
+// The packets that on_kfree_skb has handled, until on_kfree_skb_again has taken note. More than one: between the two
+// programs others may run on this CPU.
+#define HANDLED 16
+struct handled {
+	u64 skb[HANDLED];
+};
+static struct handled handled[TSDT_MAX_CPUS];
+__u64 stood_in; // how often on_kfree_skb_again has stood in for on_kfree_skb
+
+static __always_inline u64 *handled_slot(u64 skb)
 {
-	struct verdict *verdict = NULL;
-	struct scratch *scratch;
-	struct tsdt_cause *cause;
-	struct tsdt_drop *drop;
-	struct stash *stash;
-	u32 zero = 0, place;
-	u64 address;
+	struct handled *here = &handled[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+
+	return &here->skb[skb * 0x9e3779b97f4a7c15ULL >> 60];
+}
+
+static __always_inline bool is_active(void)
+{
+	u32 zero = 0;
 	u32 *active = bpf_map_lookup_elem(&control, &zero);
 
-	if (!active || *active != instance)
-		return 0;
-	stash = this_cpu_stash();
-	scratch = this_cpu_scratch();
-	if (!stash || !scratch)
+	return active && *active == instance;
+}
+
+static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *skb, u64 location, u32 emitter)
+{
+	struct scratch *scratch = this_cpu_scratch(emitter);
+	const struct verdict *verdict;
+	struct tsdt_cause *cause;
+	struct tsdt_drop *drop;
+	u64 address, *slot;
+	u32 place;
+
+	if (!scratch || !is_active())
 		return 0;
 	scratch->skb = (u64)skb;
 	address = *(volatile u64 *)&scratch->skb;
-	if (stash->pending) {
-		u32 index = take_verdict(stash, address);
-
-		if (index < TSDT_VERDICTS)
-			verdict = &stash->verdict[index];
+	slot = handled_slot(address);
+	if (emitter == FIRST) {
+		*slot = address;
+	} else if (*slot == address) {
+		*slot = 0;
+		return 0;
+	} else {
+		__sync_fetch_and_add(&stood_in, 1);
 	}
+	verdict = take_verdict(scratch, skb);
 	drop = &scratch->drop;
 	__builtin_memset(drop, 0, sizeof(*drop));
 	read_packet(drop, address);
@@ -449,10 +463,11 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 
 	drop->mono_ns = bpf_ktime_get_ns();
 	drop->cpu = bpf_get_smp_processor_id();
-	drop->key.location = (u64)location;
+	drop->key.location = location;
 	drop->key.reason = compat_kfree_skb_reason(ctx);
 	drop->key.hook = 0xff;
-	place = place_of((u64)location, scratch);
+	scratch->in_task = compat_in_task(ctx);
+	place = place_of(location, scratch);
 	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was
 	// about an earlier packet, in the same skb.
 	if (place != PLACE_NF_HOOK_SLOW)
@@ -460,9 +475,13 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
 		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
-			attribute_nft(scratch, verdict->rule);
+			attribute_nft(scratch, verdict->rule, place);
 	} else if (traces_nft && place == PLACE_NFT_DO_CHAIN) {
 		attribute_live_traversal(scratch, address);
+	} else if (traces_legacy && place == PLACE_NF_HOOK_SLOW && table_dropped_unseen(skb)) {
+		verdict = take_verdict(scratch, skb);
+		if (verdict)
+			attribute_verdict(scratch, verdict);
 	} else if (place == PLACE_NFT_DO_CHAIN || place == PLACE_NF_HOOK_SLOW) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
@@ -475,7 +494,7 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 
 	cause = bpf_map_lookup_elem(&causes, &drop->key);
 	if (!cause) {
-		add_cause(verdict);
+		add_cause(emitter, verdict != NULL);
 		cause = bpf_map_lookup_elem(&causes, &drop->key);
 	}
 	if (!cause) {
@@ -486,8 +505,22 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 	__sync_fetch_and_add(&cause->bytes, drop->length);
 	cause->last_ns = drop->mono_ns;
 	drop->cause_id = cause->id;
-	count_flow();
+	count_flow(emitter);
 	if (bpf_ringbuf_output(&events, drop, sizeof(*drop), 0))
 		count_lost(TSDT_LOST_RING);
 	return 0;
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
+{
+	return packet_dies(ctx, skb, (u64)location, FIRST);
+}
+
+// The kernel does not run a program on top of itself on one CPU: a packet that a softirq drops while on_kfree_skb is
+// at work for a process, or that another process drops after that one has been preempted, would go uncounted.
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
+{
+	return packet_dies(ctx, skb, (u64)location, AGAIN);
 }

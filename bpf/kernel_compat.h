@@ -12,17 +12,12 @@
 #define compat_kfree_skb_reason(ctx) \
 	(bpf_core_type_exists(enum skb_drop_reason) ? (u32)((ctx)[2]) : 0)
 
-// Whether the packet is being handled on behalf of the current process, rather than by an interrupt or a
-// softirq on top of it. `ctx` is the program's context, which lies on the stack that is in use.
-// x86 has no counter that BPF can read on every kernel, but runs interrupts and softirqs on stacks of their
-// own; what ksoftirqd and other kernel threads do is no process's doing either.
-static __always_inline bool compat_in_process(void *ctx)
+// Whether this is the current task's own doing, rather than that of an interrupt or a softirq on top of it. `ctx` is
+// the program's context, which lies on the stack that is in use. x86 has no counter that BPF can read on every kernel,
+// but runs interrupts and softirqs on stacks of their own.
+static __always_inline bool compat_in_task(void *ctx)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
-
-	if (BPF_CORE_READ(task, flags) & kernel_thread)
-		return false;
 #ifdef __TARGET_ARCH_x86
 	const u64 thread_size = 16384; // without KASAN
 	u64 stack = (u64)BPF_CORE_READ(task, stack), here = 0;
@@ -34,6 +29,15 @@ static __always_inline bool compat_in_process(void *ctx)
 
 	return !((u32)BPF_CORE_READ(task, thread_info.preempt_count) & interrupted);
 #endif
+}
+
+// Whether it is a process's doing: what ksoftirqd and other kernel threads do is not.
+static __always_inline bool compat_in_process(void *ctx)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
+
+	return !(BPF_CORE_READ(task, flags) & kernel_thread) && compat_in_task(ctx);
 }
 
 enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };
@@ -55,7 +59,11 @@ enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };
 		value__;                                                  \
 	})
 
-enum bpf_func_id___compat { BPF_FUNC_snprintf___compat };
+enum bpf_func_id___compat { BPF_FUNC_snprintf___compat, BPF_FUNC_map_lookup_percpu_elem___compat };
+
+// A per-CPU map's value of another CPU, since 5.19 (07343110b293).
+#define compat_has_percpu_lookup() \
+	bpf_core_enum_value_exists(enum bpf_func_id___compat, BPF_FUNC_map_lookup_percpu_elem___compat)
 
 // The code address as the kernel prints it, "symbol+0x1/0x2 [module]"; empty before 5.13 (bpf_snprintf).
 static __always_inline void compat_symbol(char *out, u32 size, u64 address)

@@ -5,6 +5,11 @@
 #include "kernel_compat.h"
 #include "event.h"
 
+// Which programs are attached beside those on kfree_skb. Where they are not, the kernel may not have their types: every
+// global function that needs these asks first, since it is verified whether it is called or not.
+const volatile bool traces_nft;    // nft_trail.h
+const volatile bool traces_legacy; // ipt_table.h
+
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
 // nf_tables. Every traversal of a base chain leaves a trail: its beginning, the jumps and gotos taken, and the
@@ -31,7 +36,7 @@ struct trail_step {
 
 struct trail {
 	struct trail_step step[TSDT_TRAIL_STEPS];
-	u64 head; // where the next step goes, in bytes
+	u64 head; // steps ever left, times sizeof(struct trail_step): where the next one goes
 	u64 pad[7];
 };
 
@@ -39,32 +44,62 @@ struct trail {
 // traversal.
 static struct trail trails[TSDT_MAX_CPUS];
 
+static __always_inline struct trail *trail_of(u32 cpu)
+{
+	return &trails[cpu & (TSDT_MAX_CPUS - 1)];
+}
+
 static __always_inline struct trail *this_cpu_trail(void)
 {
-	return &trails[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+	return trail_of(bpf_get_smp_processor_id());
 }
 
 static __always_inline void trail_add(struct trail *trail, const void *pkt, const void *address, u32 kind)
 {
-	u64 head = trail->head & (TSDT_TRAIL_STEPS - 1) * sizeof(struct trail_step);
-	struct trail_step *step = (void *)trail + head;
+	u64 head = trail->head;
+	struct trail_step *step = (void *)trail + (head & (TSDT_TRAIL_STEPS - 1) * sizeof(struct trail_step));
 
 	step->pkt = (u64)pkt;
 	step->what = (u64)address + kind;
 	trail->head = head + sizeof(struct trail_step);
 }
 
-// The step that is `back` steps older than the newest one.
-static __always_inline struct trail_step *trail_step(struct trail *trail, u32 back)
+// How many steps have been left.
+static __always_inline u64 trail_end(struct trail *trail)
 {
-	return &trail->step[(trail->head / sizeof(struct trail_step) - 1 - back) % TSDT_TRAIL_STEPS];
+	return trail->head / sizeof(struct trail_step);
 }
 
-// A verdict on its way from the function that returned NF_DROP to kfree_skb in nf_hook_slow.
+// A preemptible kernel may move a process to another CPU while it is within netfilter: then what it has left on the
+// one ends here, and what it leaves on the other begins there. Only moves within a section that reads under RCU are
+// recorded, as every traversal is: they are rare.
+struct move {
+	u64 end;   // of its steps on `from`
+	u64 begin; // of its steps on `to`
+	u32 from;
+	u32 to;
+};
+#define TSDT_MOVES 4
+
+struct moves {
+	u64 count; // ever
+	struct move move[TSDT_MOVES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64); // struct task_struct *
+	__type(value, struct moves);
+} moves SEC(".maps");
+
+// A verdict on its way from the function that returned NF_DROP to kfree_skb in nf_hook_slow. Kept by packet and not by
+// CPU: in between softirqs may drop others, and the process may be moved.
 struct verdict {
-	u64 skb;
+	u64 fingerprint; // of the packet: the skb may be used again
 	u64 mono_ns;
 	u64 rule;
+	u64 table_address; // legacy: struct xt_table *
 	u32 offset;
 	u32 generation;
 	u32 netns;
@@ -81,54 +116,47 @@ struct verdict {
 	char chain[TSDT_NAME_LEN];
 	u32 jumpstack[TSDT_JUMPSTACK_MAX];
 };
-#define TSDT_VERDICTS 4
 // Other tracers on kfree_skb run in between, and a new cause costs each of them milliseconds.
 #define TSDT_VERDICT_MAX_AGE_NS 200000000ULL
 
-struct stash {
-	u64 verdicts; // ever written
-	u64 pending;  // some may be waiting to be taken
-	struct verdict verdict[TSDT_VERDICTS];
-};
-
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, struct stash);
-} stash SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, u64); // struct sk_buff *
+	__type(value, struct verdict);
+} verdicts SEC(".maps");
 
-// The slot for a verdict on `skb`, with what netfilter's state says of it filled in.
-static __always_inline struct verdict *new_verdict(struct stash *stash, struct sk_buff *skb,
-						   const struct nf_hook_state *state)
+// Of the first bytes of the IP header and of what follows.
+static __always_inline u64 fingerprint_of(struct sk_buff *skb)
 {
-	struct verdict *verdict = &stash->verdict[stash->verdicts++ % TSDT_VERDICTS];
+	u64 word[5] = {}, sum = 0;
 
-	// One that nobody took (the kernel does not run a program on top of itself) is not this packet's.
-	for (u32 i = 0; i < TSDT_VERDICTS; i++) {
-		if (stash->verdict[i].skb == (u64)skb)
-			stash->verdict[i].skb = 0;
+	bpf_probe_read_kernel(word, sizeof(word), BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header));
+	for (u32 i = 0; i < 5; i++) {
+		sum = (sum ^ word[i]) * 0x9e3779b97f4a7c15ULL;
+		sum ^= sum >> 32;
 	}
-	stash->pending = 1;
-	verdict->skb = (u64)skb;
+	return sum;
+}
+
+// A verdict on `skb`, with what netfilter's state says of it filled in.
+static __always_inline void begin_verdict(struct verdict *verdict, struct sk_buff *skb, const struct nf_hook_state *state)
+{
+	__builtin_memset(verdict, 0, sizeof(*verdict));
+	verdict->fingerprint = fingerprint_of(skb);
 	verdict->mono_ns = bpf_ktime_get_ns();
-	verdict->unknown = TSDT_UNKNOWN_NONE;
-	verdict->offset = 0;
-	verdict->number = 0;
-	verdict->named = 0;
 	verdict->hook = BPF_CORE_READ(state, hook);
 	verdict->pf = BPF_CORE_READ(state, pf);
 	verdict->netns = BPF_CORE_READ(state, net, ns.inum);
 	verdict->in = BPF_CORE_READ(state, in);
 	verdict->out = BPF_CORE_READ(state, out);
-	return verdict;
 }
 
-static __always_inline struct stash *this_cpu_stash(void)
+// One that nobody took is not about the next packet that has its skb.
+static __always_inline bool is_about(const struct verdict *verdict, struct sk_buff *skb)
 {
-	u32 zero = 0;
-
-	return bpf_map_lookup_elem(&stash, &zero);
+	return bpf_ktime_get_ns() - verdict->mono_ns < TSDT_VERDICT_MAX_AGE_NS &&
+	       verdict->fingerprint == fingerprint_of(skb);
 }
 
 // Counts the changes of rulesets, by enum tsdt_generation.

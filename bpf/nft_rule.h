@@ -10,12 +10,25 @@ struct path_step {
 	u64 expr;  // struct nft_expr * in that chain: a jump, or the one that dropped (the newest)
 };
 
+// Steps [begin, end) of the trail of a CPU.
+struct segment {
+	u64 begin;
+	u64 end;
+	u32 cpu;
+	u32 pad;
+};
+
 // The way of one traversal, newest first.
 struct path {
+	struct segment segment[TSDT_MOVES]; // where its steps may lie
+	u32 segments;
 	u32 steps;
 	u32 complete;   // it reaches back to the base chain
 	u32 verdicts;   // steps of the trail that say something, the drop included
-	u32 pad;
+	u64 skb;
+	u64 pkt;        // of the traversal
+	u64 base_chain; // struct nft_chain *, once the beginning is reached
+	u64 jump_by;    // the expression of a TRAIL_JUMP_TO that comes next
 	u64 dropped_by; // struct nft_expr *, 0 when no expression dropped
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
 	u64 hash;       // over the expressions
@@ -81,32 +94,77 @@ static __always_inline bool immediate_verdict(u64 expr_address, struct nft_verdi
 	return BPF_CORE_READ(immediate, dreg) == NFT_REG_VERDICT;
 }
 
+// Where the steps of the packet that is handled now may lie: on this CPU and, when its process has been moved, before
+// that on others. Of the same process older traversals may have left steps too, with the same address of nft_pktinfo:
+// so what lies before a move to this CPU is not looked at.
+static __noinline int find_segments(struct path *path, bool in_task)
+{
+	u64 task = bpf_get_current_task();
+	struct moves *known = in_task ? bpf_map_lookup_elem(&moves, &task) : NULL;
+	u32 cpu = bpf_get_smp_processor_id(), count = 0;
+	u64 end = trail_end(trail_of(cpu));
+
+	for (u32 i = 0; i < TSDT_MOVES; i++) {
+		struct segment *segment = &path->segment[i];
+		u64 last = trail_end(trail_of(cpu));
+		const struct move *move = NULL;
+
+		segment->cpu = cpu;
+		segment->end = end;
+		segment->begin = last > TSDT_TRAIL_STEPS ? last - TSDT_TRAIL_STEPS : 0;
+		count++;
+		if (known && known->count > i)
+			move = &known->move[(known->count - 1 - i) % TSDT_MOVES];
+		if (!move || move->to != cpu)
+			break;
+		if (segment->begin < move->begin)
+			segment->begin = move->begin;
+		cpu = move->from;
+		end = move->end;
+	}
+	path->segments = count;
+	return 0;
+}
+
 // A trail is read backward, from its newest step. What later steps decide on is kept in `path`, in a map: before 6.7
 // (ab5cfac139ab) the verifier takes what it finds on the stack at the first call of a callback for what will be there
 // at each, and removes branches that it then thinks dead.
 struct trail_reader {
-	struct trail *trail;
 	struct path *path;
-	u64 pkt;        // of the traversal
-	u64 jump_by;    // the expression of a TRAIL_JUMP_TO that comes next
-	u64 base_chain; // struct nft_chain *, once the beginning is reached
+	u64 begin;
+	u64 end;
+	u32 cpu;
+	u32 pad;
 };
+
+// The step that is `back` steps older than the newest one of the segment, or NULL.
+static __always_inline struct trail_step *segment_step(const struct trail_reader *reader, u32 back)
+{
+	u64 at = reader->end - 1 - back;
+
+	if (at < reader->begin || at >= reader->end)
+		return NULL;
+	return &trail_of(reader->cpu)->step[at % TSDT_TRAIL_STEPS];
+}
 
 static long visit_step(u32 back, struct trail_reader *reader)
 {
-	struct trail_step *step = trail_step(reader->trail, back);
-	u64 address = step->what & ~(u64)TRAIL_KIND;
-	u32 kind = step->what & TRAIL_KIND;
+	struct trail_step *step = segment_step(reader, back);
 	struct path *path = reader->path;
-	u32 at = path->steps;
-	u64 chain = address; // entered by this step
-	u64 by = 0;          // the expression that led there, 0 for the beginning
-	bool drops = kind == TRAIL_DROP;
+	u64 address, chain, by = 0;
+	u32 kind, at = path->steps;
+	bool drops;
 
-	if (step->pkt != reader->pkt)
+	if (!step)
+		return 1;
+	if (step->pkt != path->pkt)
 		return 0;
+	address = step->what & ~(u64)TRAIL_KIND;
+	kind = step->what & TRAIL_KIND;
+	chain = address; // entered by this step; `by` is the expression that led there, 0 for the beginning
+	drops = kind == TRAIL_DROP;
 	if (kind == TRAIL_JUMP_BY) {
-		reader->jump_by = address;
+		path->jump_by = address;
 		path->verdicts++;
 		return 0;
 	}
@@ -119,9 +177,9 @@ static long visit_step(u32 back, struct trail_reader *reader)
 		by = address;
 		chain = (u64)verdict.chain;
 	} else if (kind == TRAIL_JUMP_TO) {
-		by = reader->jump_by;
+		by = path->jump_by;
 	} else if (kind == TRAIL_BEGIN) {
-		reader->base_chain = address;
+		path->base_chain = address;
 	}
 	if (drops) {
 		if (!path->verdicts) { // only the newest verdict can have been the last word
@@ -146,20 +204,73 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	return path->complete;
 }
 
-// Reads the trail of the traversal `pkt`. Fills in `path` when an expression dropped. Returns the base chain, or 0
-// when the trail does not reach back to it.
-static __always_inline u64 read_trail(struct trail *trail, u64 pkt, struct path *path)
+__noinline int read_segment(struct path *path, u32 which)
 {
-	struct trail_reader reader = {.trail = trail, .path = path, .pkt = pkt};
+	struct trail_reader reader = {.path = path};
 
+	if (!traces_nft || !path || which >= TSDT_MOVES)
+		return 0;
+	reader.begin = path->segment[which].begin;
+	reader.end = path->segment[which].end;
+	reader.cpu = path->segment[which].cpu;
+	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
+	return 0;
+}
+
+// Reads the trail of the traversal `pkt`, in the segments that have been found. Fills in `path` when an expression
+// dropped. Returns the base chain, or 0 when the trail does not reach back to it.
+static __always_inline u64 read_trail(u64 pkt, struct path *path)
+{
+	path->pkt = pkt;
+	path->base_chain = 0;
 	path->steps = 0;
 	path->verdicts = 0;
 	path->complete = 0;
 	path->dropped_by = 0;
 	path->wanted = 0;
 	path->hash = 0xcbf29ce484222325ULL;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
-	return reader.base_chain;
+	for (u32 i = 0; i < TSDT_MOVES; i++)
+		if (i < path->segments && !path->base_chain)
+			read_segment(path, i);
+	return path->base_chain;
+}
+
+static long visit_live(u32 back, struct trail_reader *reader)
+{
+	struct trail_step *step = segment_step(reader, back);
+	struct nft_pktinfo *pkt;
+
+	if (!step)
+		return 1;
+	pkt = (void *)step->pkt;
+	if (!pkt || (u64)BPF_CORE_READ(pkt, skb) != reader->path->skb)
+		return 0;
+	reader->path->pkt = (u64)pkt;
+	return 1;
+}
+
+__noinline int search_segment(struct path *path, u32 which)
+{
+	struct trail_reader reader = {.path = path};
+
+	if (!traces_nft || !path || which >= TSDT_MOVES)
+		return 0;
+	reader.begin = path->segment[which].begin;
+	reader.end = path->segment[which].end;
+	reader.cpu = path->segment[which].cpu;
+	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &reader, 0);
+	return 0;
+}
+
+// The nft_pktinfo of the newest traversal of this packet, which must be under way still, or 0.
+static __always_inline u64 live_traversal(u64 skb, struct path *path)
+{
+	path->skb = skb;
+	path->pkt = 0;
+	for (u32 i = 0; i < TSDT_MOVES; i++)
+		if (i < path->segments && !path->pkt)
+			search_segment(path, i);
+	return path->pkt;
 }
 
 static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *out)

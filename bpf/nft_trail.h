@@ -36,20 +36,16 @@ int nft_immediate_eval_begin(u64 *ctx) // struct nft_expr *expr, struct nft_regs
 SEC("fexit/nft_do_chain")
 int BPF_PROG(nft_do_chain_end, struct nft_pktinfo *pkt, void *priv, unsigned int ret)
 {
-	const struct nf_hook_state *state;
-	struct verdict *verdict;
-	struct stash *stash;
+	u64 skb = (u64)pkt->skb;
+	struct verdict verdict;
 
 	if ((ret & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
-	stash = this_cpu_stash();
-	if (!stash)
-		return 0;
-	state = pkt->state;
-	verdict = new_verdict(stash, pkt->skb, state);
-	verdict->source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
-	verdict->rule = (u64)pkt;
-	verdict->generation = generation(TSDT_GENERATION_NF_TABLES);
+	begin_verdict(&verdict, pkt->skb, pkt->state);
+	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
+	verdict.rule = (u64)pkt;
+	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
+	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
 	return 0;
 }
 
@@ -76,11 +72,59 @@ static __always_inline int expression_done(const struct nft_expr *expr, const st
 		return expression_done(expr, regs, pkt);                                                          \
 	}
 
-NFT_EXPRESSION(nft_lookup_eval) // verdict maps
+// All that may set a drop or a jump, up to 7.2, but for the matches of nft_compat: they are many, and drop only by
+// `hotdrop`.
+NFT_EXPRESSION(nft_lookup_eval)     // verdict maps
+NFT_EXPRESSION(nft_objref_eval)     // objects: synproxy, connlimit, ct helper, timeout and expectation
+NFT_EXPRESSION(nft_objref_map_eval)
 NFT_EXPRESSION(nft_reject_ipv4_eval)
 NFT_EXPRESSION(nft_reject_ipv6_eval)
 NFT_EXPRESSION(nft_reject_inet_eval)
+NFT_EXPRESSION(nft_reject_bridge_eval)
+NFT_EXPRESSION(nft_reject_netdev_eval)
 NFT_EXPRESSION(nft_target_eval_xt) // iptables-nft's REJECT and other extension targets
-NFT_EXPRESSION(nft_nat_eval)       // these drop when they fail
-NFT_EXPRESSION(nft_masq_eval)
-NFT_EXPRESSION(nft_redir_eval)
+NFT_EXPRESSION(nft_target_eval_bridge)
+// These drop when they fail.
+NFT_EXPRESSION(nft_nat_eval)
+NFT_EXPRESSION(nft_nat_inet_eval)
+NFT_EXPRESSION(nft_masq_eval) // for all families in newer kernels, for each one its own before
+NFT_EXPRESSION(nft_masq_ipv4_eval)
+NFT_EXPRESSION(nft_masq_ipv6_eval)
+NFT_EXPRESSION(nft_masq_inet_eval)
+NFT_EXPRESSION(nft_redir_eval) // the same
+NFT_EXPRESSION(nft_redir_ipv4_eval)
+NFT_EXPRESSION(nft_redir_ipv6_eval)
+NFT_EXPRESSION(nft_redir_inet_eval)
+NFT_EXPRESSION(nft_synproxy_eval)
+NFT_EXPRESSION(nft_connlimit_eval)
+NFT_EXPRESSION(nft_ct_set_zone_eval)
+NFT_EXPRESSION(nft_exthdr_tcp_strip_eval)
+NFT_EXPRESSION(nft_fib_inet_eval)
+NFT_EXPRESSION(nft_fib_netdev_eval)
+NFT_EXPRESSION(nft_fwd_neigh_eval)
+
+// See struct move.
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
+{
+	u64 key = (u64)task;
+	struct moves *known, first = {};
+	struct move *move;
+
+	if (!bpf_core_field_exists(task->rcu_read_lock_nesting) || !task->rcu_read_lock_nesting)
+		return 0;
+	known = bpf_map_lookup_elem(&moves, &key);
+	if (!known) {
+		bpf_map_update_elem(&moves, &key, &first, BPF_NOEXIST);
+		known = bpf_map_lookup_elem(&moves, &key);
+	}
+	if (!known)
+		return 0;
+	move = &known->move[known->count % TSDT_MOVES];
+	move->from = task->thread_info.cpu;
+	move->to = cpu;
+	move->end = trail_end(trail_of(move->from));
+	move->begin = trail_end(trail_of(move->to));
+	known->count++;
+	return 0;
+}

@@ -4,6 +4,7 @@
 #include "ruleset_change.h" // where rulesets change
 #include "nft_trail.h"      // nf_tables: the trail of a packet through the chains
 #include "ipt_table.h"      // legacy tables: the counters that move
+#include "ipt_target.h"     // legacy tables: extension targets that drop
 #include "drop.h"           // where packets die
 
 char LICENSE[] SEC("license") = "GPL";

@@ -39,6 +39,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
@@ -59,6 +60,11 @@ enum {
 	NFT_JUMP = -3,
 	NFT_GOTO = -4,
 	NFT_REG_VERDICT = 0,
+	NFPROTO_IPV4 = 2,
+	NFPROTO_IPV6 = 10,
+	XT_INV_SRCIP = 0x08, // IPT_INV_SRCIP and IP6T_INV_SRCIP
+	XT_INV_DSTIP = 0x10,
+	XT_INV_PROTO = 0x40,
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -109,6 +115,10 @@ struct sk_buff {
 };
 
 enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };
+
+struct nf_hook_ops {
+	unsigned int hooknum;
+};
 
 struct nf_hook_state {
 	u8 hook;
@@ -180,6 +190,7 @@ struct nft_chain {
 };
 
 struct nft_base_chain {
+	struct nf_hook_ops ops;
 	u8 policy;
 	struct nft_chain chain;
 };
@@ -205,14 +216,21 @@ struct xt_target {
 	char name[29];
 };
 
+struct xt_action_param {
+	const void *targinfo;
+	const struct nf_hook_state *state;
+};
+
 struct thread_info {
 	u64 preempt_count; // arm64 only
+	u32 cpu;
 };
 
 struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
 	unsigned int flags;
+	int rcu_read_lock_nesting; // with CONFIG_PREEMPT_RCU
 };
 
 struct rq {
@@ -237,8 +255,30 @@ struct xt_entry_target_head {
 	};
 };
 
+struct ipt_ip {
+	__be32 src, dst;
+	__be32 smsk, dmsk;
+	char iniface[16], outiface[16];
+	unsigned char iniface_mask[16], outiface_mask[16];
+	__u16 proto;
+	__u8 flags;
+	__u8 invflags;
+};
+
+struct ip6t_ip6 {
+	__u64 src[2], dst[2]; // struct in6_addr
+	__u64 smsk[2], dmsk[2];
+	char iniface[16], outiface[16];
+	unsigned char iniface_mask[16], outiface_mask[16];
+	__u16 proto;
+	__u8 tos;
+	__u8 flags;
+	__u8 invflags;
+	__u8 pad[3];
+};
+
 struct ipt_entry {
-	__u8 ip[84];
+	struct ipt_ip ip;
 	__u32 nfcache;
 	__u16 target_offset;
 	__u16 next_offset;
@@ -247,7 +287,7 @@ struct ipt_entry {
 };
 
 struct ip6t_entry {
-	__u8 ipv6[136];
+	struct ip6t_ip6 ipv6;
 	__u32 nfcache;
 	__u16 target_offset;
 	__u16 next_offset;

@@ -181,9 +181,10 @@ struct Tracer::State {
     KernelVersion kernel;
 
     std::vector<Object> objects;        // the first one owns the maps
-    tsdroptrace_bpf* emitter = nullptr; // the one whose program on kfree_skb is active
+    tsdroptrace_bpf* emitter = nullptr; // the one whose programs on kfree_skb are active
     std::vector<std::unique_ptr<bpf_link, LinkDeleter>> links;
     std::set<std::string, std::less<>> attached; // sections: "fentry/nft_do_chain"
+    std::uint64_t missed_before = 0;             // by earlier emitters
     std::string problem;                         // why fentry is not to be had, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting
@@ -200,6 +201,7 @@ struct Tracer::State {
                attached.contains(fmt::format("fexit/{}", function));
     }
     const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
+    std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
 
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
@@ -215,10 +217,9 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
     bpf_object__for_each_program (program, object.obj) {
         const std::string_view function = function_of(program);
         if (function.empty())
-            continue;
+            continue; // on_kfree_skb and its like: load() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
-        const bool needed = (program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7}) &&
-                            (cpus <= TSDT_MAX_CPUS || !function.starts_with("nft_"));
+        const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
         const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
                           types_for_loading->function(function).has_value();
         bpf_program__set_autoload(program, load);
@@ -257,6 +258,15 @@ int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
     return 0;
 }
 
+// The kernel does not run a program on top of itself on one CPU, but counts these.
+std::uint64_t Tracer::State::missed() const {
+    bpf_prog_info info{};
+    std::uint32_t size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter->progs.on_kfree_skb), &info, &size))
+        return 0;
+    return info.recursion_misses;
+}
+
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
 int Tracer::State::add(bool with_functions, bool with_emitter) {
@@ -284,11 +294,19 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->match_from = filter.from;
     object->rodata->percpu_counters = cpus > 1;
     object->rodata->pool_chunks = pool_chunks(cpus);
-    object->rodata->traces_nft = traces("nft_do_chain") || bpf_program__autoload(object->progs.nft_do_chain_begin);
+    const bool adds_nft = bpf_program__autoload(object->progs.nft_do_chain_begin);
+    const bool adds_legacy = bpf_program__autoload(object->progs.ipt_do_table_begin) ||
+                             bpf_program__autoload(object->progs.ip6t_do_table_begin);
+    const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
+    object->rodata->traces_nft = adds_nft || traces("nft_do_chain");
+    object->rodata->traces_legacy = adds_legacy || had_legacy;
     bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
-    // A program on kfree_skb that did not know nf_tables' types makes room for one that does.
-    with_emitter |= bpf_program__autoload(object->progs.nft_do_chain_begin);
+    bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
+    // A program on kfree_skb that did not know a backend's types makes room for one that does.
+    with_emitter |= adds_nft || (adds_legacy && !had_legacy);
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
+    bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
+    bpf_program__set_autoload(object->progs.on_sched_migrate_task, adds_nft);
 
     if (!objects.empty())
         if (const int error = share_maps(*object))
@@ -303,17 +321,19 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     bpf_object__for_each_program (program, object->obj) {
         if (!bpf_program__autoload(program))
             continue;
-        bpf_link* link =
-            program == object->progs.on_kfree_skb ? bpf_program__attach(program) : bpf_program__attach_trace(program);
+        bpf_link* link = bpf_program__attach_trace(program);
         if (!link) {
-            spdlog::debug("{}: not attached: {}", bpf_program__section_name(program), std::strerror(errno));
+            spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(errno));
             if (program == object->progs.on_kfree_skb)
                 return -errno;
-            problem = fmt::format("{} cannot be traced: {}", function_of(program), std::strerror(errno));
+            if (const std::string_view function = function_of(program); !function.empty())
+                problem = fmt::format("{} cannot be traced: {}", function, std::strerror(errno));
             continue;
         }
         if (program == object->progs.on_kfree_skb)
             object->links.on_kfree_skb = link; // the others stay for as long as the object does
+        else if (program == object->progs.on_kfree_skb_again)
+            object->links.on_kfree_skb_again = link;
         else
             links.emplace_back(link);
         attached.emplace(bpf_program__section_name(program));
@@ -323,8 +343,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.control), &zero, &instance, BPF_ANY))
             return error;
         if (emitter) {
-            bpf_link__destroy(emitter->links.on_kfree_skb);
-            emitter->links.on_kfree_skb = nullptr;
+            missed_before += missed();
+            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb, nullptr));
+            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb_again, nullptr));
         }
         emitter = object.get();
     }
@@ -353,7 +374,9 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     else
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     state->names = state->types->names();
-    if (const int error = state->add(true, true)) {
+    if (state->cpus > TSDT_MAX_CPUS)
+        state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
+    if (const int error = state->add(state->problem.empty(), true)) {
         // Without the functions of netfilter there are still the drops themselves.
         if (const int drops_error = state->add(false, true))
             return explain_load_failure(-drops_error);
@@ -426,9 +449,6 @@ Capabilities Tracer::capabilities() const {
     };
     Capabilities capabilities;
     capabilities.nftables = backend("nf_tables", {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    if (state_->cpus > TSDT_MAX_CPUS)
-        capabilities.nftables = {Exactness::unavailable,
-                                 fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS)};
     capabilities.iptables_nft = capabilities.nftables;
     capabilities.iptables_legacy = backend("ip_tables", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
@@ -477,12 +497,11 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
     for (std::size_t place = 0; place < by_place.size(); ++place)
         if (by_place[place])
             lost.emplace(decode::lost_place_name(place), by_place[place]);
-    // A program that is interrupted by itself on the same CPU is not run again: the kernel counts these.
-    bpf_prog_info info{};
-    std::uint32_t size = sizeof(info);
-    if (bpf_obj_get_info_by_fd(bpf_program__fd(state_->emitter->progs.on_kfree_skb), &info, &size) == 0 &&
-        info.recursion_misses)
-        lost["recursion"] = info.recursion_misses;
+    // on_kfree_skb_again stands in for on_kfree_skb where it can.
+    const std::uint64_t missed = state_->missed_before + state_->missed();
+    const std::uint64_t stood_in = __atomic_load_n(&state_->maps_of().bss->stood_in, __ATOMIC_ACQUIRE);
+    if (missed > stood_in)
+        lost["recursion"] = missed - stood_in;
     return lost;
 }
 
