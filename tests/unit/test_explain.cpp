@@ -222,6 +222,7 @@ TEST_CASE("a rule of nobody we know gets a plain explanation and its own tool", 
     CHECK(actions(*explanation) ==
           std::vector<std::string>{"nft -a list chain inet mine out",
                                    "nft insert rule inet mine out oifname \"eth1\" ip6 daddr 2001:db8::2 accept"});
+    CHECK(has(explanation->fixes.back().risk, "lets out whatever is sent to 2001:db8::2 this way"));
 }
 
 TEST_CASE("a policy is explained as one", "[explain]") {
@@ -481,10 +482,10 @@ TEST_CASE("no placeholder is misspelt: one that is would silently drop its sente
         CHECK(explanation->fixes.size() == reason.fixes.size());
         CHECK(!has(explanation->summary, "{"));
     }
-    const std::set<std::string> known{
-        "accept",     "chain",  "configured_by",  "dns",  "dst",       "evidence", "in_dev", "iptables",
-        "out_dev",    "owner",  "owner_evidence", "peer", "peer_cidr", "service",  "show",   "src",
-        "sysctl_dev", "unknown"};
+    const std::set<std::string> known{"accept",   "allowed",   "chain",    "configured_by", "dns",   "dst",
+                                      "evidence", "in_dev",    "iptables", "out_dev",       "owner", "owner_evidence",
+                                      "peer",     "peer_cidr", "service",  "show",          "src",   "sysctl_dev",
+                                      "unknown"};
     const auto check = [&](std::string_view text) {
         for (std::size_t open = 0; (open = text.find('{', open)) != std::string_view::npos; ++open) {
             const std::string name(text.substr(open + 1, text.find('}', open) - open - 1));

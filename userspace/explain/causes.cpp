@@ -12,7 +12,7 @@ constexpr std::string_view evidence = "The packet is {evidence}.";
 
 const std::vector<FixTemplate> show_then_accept{
     {"{show}", "none, it only shows the chain"},
-    {"{accept}", "lets in whatever {peer_cidr} sends this way; gone when the rules are loaded again"},
+    {"{accept}", "{allowed}; gone when the rules are loaded again"},
 };
 
 // What works at once comes first: the reader is in the middle of an incident.
@@ -65,7 +65,7 @@ const std::vector<FixTemplate> conntrack_invalid_fixes{
     {"{show}", "none, it only shows the chain"},
     {"sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max",
      "none, it shows whether the table is full"},
-    {"{accept}", "lets in whatever {peer_cidr} sends this way, in a connection or not"},
+    {"{accept}", "{allowed}, in a connection or not"},
 };
 
 const std::vector<std::string_view> reverse_path{
@@ -254,7 +254,7 @@ const std::vector<KnownCause> table_of_causes{
      .fixes = {{"{configured_by}", "the place where {owner} keeps what it allows"},
                {"{show}", "none, it only shows the chain"},
                {"{accept}",
-                "lets in whatever {peer_cidr} sends this way; {owner} may write its rules above it again"}}},
+                "{allowed}; {owner} may write its rules above it again"}}},
     {.id = "unowned-rule",
      .owned = Owned::no,
      .sentences = {"The chain {chain} has no known owner: it may be the administrator's own.", peer_is, evidence},
@@ -267,7 +267,7 @@ const std::vector<KnownCause> table_of_causes{
      .sentences = {"No rule of the chain {chain} took the packet, so the chain's policy dropped it.",
                    "Going by {owner_evidence}, the chain is {owner}'s.", peer_is, evidence},
      .fixes = {{"{configured_by}", "the place where {owner} keeps what it allows"},
-               {"{accept}", "lets in whatever {peer_cidr} sends this way; {owner} may write its rules again"}}},
+               {"{accept}", "{allowed}; {owner} may write its rules again"}}},
     {.id = "policy",
      .kind = DropKind::policy,
      .sentences =

@@ -144,6 +144,18 @@ std::string accept_command(const Context& c) {
     return command + fmt::format(" {} {} -j ACCEPT", source ? "-s" : "-d", cidr);
 }
 
+// What the accept lets pass.
+std::string allowed(const Context& c) {
+    const std::string cidr = peer_cidr(c);
+    if (cidr.empty())
+        return {};
+    const std::string_view verb = leaves_this_machine(c.drop)         ? "lets out"
+                                  : c.drop.site.hook == Hook::forward ? "lets through"
+                                                                      : "lets in";
+    return fmt::format("{} whatever {} {} this way", verb, peer_is_source(c.drop) ? cidr : "is sent",
+                       peer_is_source(c.drop) ? "sends" : "to " + cidr);
+}
+
 std::string show_command(const Context& c) {
     if (!c.drop.rule)
         return {};
@@ -194,6 +206,7 @@ const Placeholder placeholders[] = {
     {"owner_evidence", [](const Context& c) { return c.owner ? c.owner->evidence : std::string{}; }},
     {"configured_by", [](const Context& c) { return c.owner ? c.owner->configured_by : std::string{}; }, true},
     {"accept", accept_command, true},
+    {"allowed", allowed},
     {"show", show_command, true},
     {"iptables", iptables_tool},
     {"unknown", [](const Context& c) { return c.drop.site.unknown; }},
