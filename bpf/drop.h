@@ -5,7 +5,6 @@
 #pragma once
 
 #include "maps.h"
-#include <bpf/bpf_endian.h>
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"

@@ -17,6 +17,7 @@
 #define TSDT_PATH_MAX 17     // NFT_JUMP_STACK_SIZE jumps and the rule itself
 #define TSDT_MAX_CPUS 512    // nf_tables is not traced on a machine that may have more
 #define TSDT_JUMPSTACK_MAX 8 // how much of a legacy table's jump stack travels with an event
+#define TSDT_JUMPSTACK_UNKNOWN 0xfffffffeu // in its first place: the stack has been used by others since
 
 // Who dropped the packet, as far as the programs could tell.
 enum tsdt_source {
@@ -33,7 +34,7 @@ enum tsdt_unknown {
 	TSDT_UNKNOWN_NONE = 0,
 	TSDT_UNKNOWN_NOT_TRACED = 1,      // nothing was seen: a hook function without rules, or a backend that is not traced
 	TSDT_UNKNOWN_EXPRESSION = 2,      // nf_tables: an expression that is not traced set the verdict
-	TSDT_UNKNOWN_TRAVERSAL_LOST = 3,  // nf_tables: an interrupting traversal overwrote the record
+	TSDT_UNKNOWN_TRAVERSAL_LOST = 3,  // an interrupting traversal overwrote the record
 	TSDT_UNKNOWN_NO_COUNTER = 4,      // x_tables: no counter of a dropping rule moved (a match or an extension target dropped)
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
 	TSDT_UNKNOWN_NO_BASELINE = 6,     // x_tables: the table was being replaced, or has more dropping rules than are watched

@@ -9,11 +9,17 @@
 // packets may run on this CPU, or (where the kernel is preemptible) the process may be moved to another one. So
 // each traversal leaves a mark at its begin. The next one that finds it claims, for the one that it interrupts,
 // the counter that has moved by then: what moves later is its own.
+//
+// What makes this exact: the counter of the rule that dropped a packet has moved on the CPU where its traversal ran.
+// So if just one has, on all CPUs where it may have run, that is the one, as long as no claim was made for another
+// packet in the wrong. Where that cannot be told, there is no rule.
 #pragma once
 
 #include "maps.h"
+#include "packet.h"
 
 const volatile bool percpu_counters; // false where the kernel has room for one CPU only: counters are in place
+const volatile __u32 cpus;           // that the kernel has room for
 const volatile __u32 pool_chunks;    // of candidates, for IPv4 and again for IPv6
 
 #define TABLE_SLOTS 32
@@ -69,19 +75,22 @@ struct {
 
 // What is known of the rule that dropped a packet.
 struct claim {
-	u64 skb;
+	u64 skb; // 0: none
+	u64 fingerprint;
 	u64 table;   // struct xt_table *
 	u64 state;   // struct nf_hook_state *
 	u64 private; // its struct xt_table_info *
 	u32 offset;  // as in struct candidate
 	u32 chain;
 	u32 number;
+	u32 moved;   // counters
 	u32 unknown; // enum tsdt_unknown: why there is no rule
+	u32 has_jumpstack;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
 
 // The traversals under way on one CPU: the newest one, and those that it interrupts.
-#define INTERRUPTED 4
+#define INTERRUPTED 8
 struct traversals {
 	u64 skb;   // 0: none
 	u64 table; // struct xt_table *
@@ -338,7 +347,7 @@ static long compare_chunk(u32 index, struct comparison *comparison)
 	return 0;
 }
 
-// The jumps that led to the chain are still in the table's jump stack of that CPU.
+// The jumps that led to the chain are still in the table's jump stack of that CPU, until the next traversal.
 static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 {
 	struct xt_table_info *private = (struct xt_table_info *)claim->private;
@@ -350,10 +359,21 @@ static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 		bpf_probe_read_kernel(&jumpstack, sizeof(jumpstack), &jumpstacks[cpu]);
 	if (jumpstack)
 		bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
+	claim->has_jumpstack = 1;
 }
 
-// Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and fills in the rest
-// of `claim`. All that have moved are taken note of.
+static __always_inline void begin_claim(struct claim *claim, u64 table, u64 state)
+{
+	claim->table = table;
+	claim->state = state;
+	claim->private = 0;
+	claim->moved = 0;
+	claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
+	claim->has_jumpstack = 0;
+}
+
+// Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and takes note of all
+// that have. May be called for several CPUs in turn.
 __noinline int claim_counter(struct claim *claim, u32 cpu)
 {
 	struct comparison comparison = {.cpu = cpu, .claim = claim};
@@ -367,31 +387,37 @@ __noinline int claim_counter(struct claim *claim, u32 cpu)
 	table = (struct xt_table *)claim->table;
 	family = BPF_CORE_READ(table, af) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	claim->private = (u64)BPF_CORE_READ(table, private);
-	claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
 	comparison.elsewhere = cpu != bpf_get_smp_processor_id();
 	tables = map_lookup_on(&shadows, family, cpu, comparison.elsewhere);
-	if (!tables)
+	slot = tables ? table_slot(tables, claim->table) : NULL;
+	if (!slot || slot->table != claim->table || slot->private != claim->private) {
+		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
 		return 0;
-	slot = table_slot(tables, claim->table);
-	if (slot->table != claim->table || slot->private != claim->private)
-		return 0;
+	}
 	comparison.first = slot->first;
 	comparison.count = slot->count;
 	bpf_loop((slot->count + CHUNK - 1) / CHUNK, compare_chunk, &comparison, 0);
-	read_jumpstack(claim, cpu);
-	if (comparison.moved == 1)
-		claim->unknown = TSDT_UNKNOWN_NONE;
-	else if (comparison.moved)
-		claim->unknown = TSDT_UNKNOWN_MANY_COUNTERS;
-	else if (slot->complete)
-		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
+	claim->moved += comparison.moved;
+	if (!slot->complete || claim->unknown == TSDT_UNKNOWN_NO_BASELINE)
+		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
+	else if (claim->moved)
+		claim->unknown = claim->moved == 1 ? TSDT_UNKNOWN_NONE : TSDT_UNKNOWN_MANY_COUNTERS;
 	return 0;
 }
+
+// What is known of a packet: looked for by its skb, its fingerprint, and its table unless that is 0.
+struct traversal_search {
+	u32 found; // how many; the first one is in the draft's claim
+	u32 cpu;   // where it was
+};
 
 // Where a verdict is put together: the stack is too small. One for each program that may interrupt another one.
 struct draft {
 	struct claim claim;
+	struct traversal_search search;
 	struct verdict verdict;
+	struct ipt_ip rule4;
+	struct ip6t_ip6 rule6;
 };
 enum { DRAFT_TABLE = 0, DRAFT_TARGET = FAMILIES, DRAFT_UNSEEN = 2 * FAMILIES, DRAFTS };
 
@@ -402,19 +428,46 @@ struct {
 	__type(value, struct draft);
 } drafts SEC(".maps");
 
-// A packet begins a table while another one has not ended its own on this CPU: what has moved by now is the other's.
+// Whether a traversal on this CPU was interrupted before its counter moved, and has not ended.
+static __always_inline bool is_any_open(const struct traversals *here)
+{
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER)
+			return true;
+	return false;
+}
+
+// A packet begins a table while another one has not ended its own on this CPU: what has moved by now is the other's,
+// unless that is not the only one.
 static __noinline int interrupt(u32 cpu)
 {
 	struct traversals *here = traversals_of(cpu);
-	struct claim *other = &here->interrupted[here->interruptions++ % INTERRUPTED];
+	struct claim *other = &here->interrupted[here->interruptions % INTERRUPTED];
 	u64 skb = here->skb;
+	bool any_open;
 
 	here->skb = 0;
 	other->skb = 0;
-	other->table = here->table;
-	other->state = here->state;
+	any_open = is_any_open(here);
+	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
+	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu);
+	read_jumpstack(other, cpu);
+	if (other->moved && any_open)
+		other->unknown = TSDT_UNKNOWN_MANY_COUNTERS;
 	other->skb = skb;
+	here->interruptions++;
+	return 0;
+}
+
+// It was interrupted, and has ended without being dropped.
+static __noinline int forget(u64 skb)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		if (here->interrupted[i].skb == skb)
+			here->interrupted[i].skb = 0;
 	return 0;
 }
 
@@ -427,7 +480,7 @@ static __always_inline int table_begin(void *table, void *skb, void *state, u32 
 
 	if (!tables)
 		return 0;
-	if (here->skb)
+	if (here->skb && here->skb != (u64)skb)
 		interrupt(cpu);
 	here->skb = (u64)skb;
 	here->table = (u64)table;
@@ -488,66 +541,163 @@ static __always_inline void table_verdict(struct draft *draft, struct sk_buff *s
 
 			verdict->jumpstack[i] = offset < size ? offset : ~0u;
 		}
+		if (!claim->has_jumpstack)
+			verdict->jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
 	}
 	bpf_map_update_elem(&verdicts, &key, verdict, BPF_ANY);
 }
 
-// Whether the rule's addresses allow this packet: what moved must not be another's.
-static __noinline bool rule_allows(const struct claim *claim, struct sk_buff *skb, u32 hook, u32 family)
+#define MATCHES 8
+
+// Whether the rule's udp or tcp match allows these ports. Other matches are not asked.
+static __always_inline bool match_allows(u64 match_address, u16 sport, u16 dport)
 {
+	struct xt_entry_match_head match = {};
+	struct xt_match *kind;
+	u64 name = 0;
+	u8 inverted;
+
+	bpf_probe_read_kernel(&match, sizeof(match), (void *)match_address);
+	kind = match.match;
+	bpf_core_read(&name, sizeof(name), &kind->name);
+	if (NAME_IS(name, "udp"))
+		inverted = match.udp_invflags;
+	else if (NAME_IS(name, "tcp"))
+		inverted = match.tcp_invflags;
+	else
+		return true;
+	return (sport >= match.spts[0] && sport <= match.spts[1]) != !!(inverted & XT_INV_SRCPT) &&
+	       (dport >= match.dpts[0] && dport <= match.dpts[1]) != !!(inverted & XT_INV_DSTPT);
+}
+
+static __always_inline bool ports_allowed(u64 entry, const void *l4, u32 family)
+{
+	u32 at = ENTRY_SIZE(family), matches = 0;
+	u16 ports[2] = {}, target = 0, size;
+
+	if (bpf_probe_read_kernel(ports, sizeof(ports), l4))
+		return true;
+	bpf_probe_read_kernel(&target, sizeof(target), (void *)(entry + ENTRY(family, target_offset)));
+	while (at < target && matches++ < MATCHES) {
+		if (!match_allows(entry + at, bpf_ntohs(ports[0]), bpf_ntohs(ports[1])))
+			return false;
+		size = 0;
+		bpf_probe_read_kernel(&size, sizeof(size), (void *)(entry + at));
+		if (!size)
+			break;
+		at += size;
+	}
+	return true;
+}
+
+// Whether the rule's addresses, protocol and ports allow this packet: a second look, since what moved must not be
+// another's.
+static __noinline bool rule_allows(struct draft *draft, struct sk_buff *skb, u32 hook, u32 family)
+{
+	const struct claim *claim = &draft->claim;
 	u64 entry = claim->private + bpf_core_field_offset(struct xt_table_info, entries) + claim->offset;
 	void *header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 
 	if (claim->chain & CHAIN_BUILTIN && (claim->chain & 0xff) != hook)
 		return false;
 	if (family == FAMILY_IPV4) {
-		struct ipt_ip rule = {};
+		const struct ipt_ip *rule = &draft->rule4;
 		struct iphdr ip = {};
 
-		bpf_probe_read_kernel(&rule, sizeof(rule), (void *)entry);
+		bpf_probe_read_kernel(&draft->rule4, sizeof(draft->rule4), (void *)entry);
 		bpf_probe_read_kernel(&ip, sizeof(ip), header);
-		return ((ip.saddr & rule.smsk) == rule.src) != !!(rule.invflags & XT_INV_SRCIP) &&
-		       ((ip.daddr & rule.dmsk) == rule.dst) != !!(rule.invflags & XT_INV_DSTIP) &&
-		       (!rule.proto || (rule.proto == ip.protocol) != !!(rule.invflags & XT_INV_PROTO));
+		if (((ip.saddr & rule->smsk) == rule->src) == !!(rule->invflags & XT_INV_SRCIP) ||
+		    ((ip.daddr & rule->dmsk) == rule->dst) == !!(rule->invflags & XT_INV_DSTIP) ||
+		    (rule->proto && (rule->proto == ip.protocol) == !!(rule->invflags & XT_INV_PROTO)))
+			return false;
+		if (ip.frag_off & bpf_htons(IP_OFFSET_MASK))
+			return true;
+		return ports_allowed(entry, header + ip.ihl * 4, family);
 	} else {
-		struct ip6t_ip6 rule = {};
+		const struct ip6t_ip6 *rule = &draft->rule6;
 		struct ipv6hdr ip = {};
 		u64 differs_src = 0, differs_dst = 0;
 
-		bpf_probe_read_kernel(&rule, sizeof(rule), (void *)entry);
+		bpf_probe_read_kernel(&draft->rule6, sizeof(draft->rule6), (void *)entry);
 		bpf_probe_read_kernel(&ip, sizeof(ip), header);
 		for (u32 i = 0; i < 2; i++) {
-			differs_src |= (((u64 *)ip.saddr)[i] & rule.smsk[i]) ^ rule.src[i];
-			differs_dst |= (((u64 *)ip.daddr)[i] & rule.dmsk[i]) ^ rule.dst[i];
+			differs_src |= (((u64 *)ip.saddr)[i] & rule->smsk[i]) ^ rule->src[i];
+			differs_dst |= (((u64 *)ip.daddr)[i] & rule->dmsk[i]) ^ rule->dst[i];
 		}
-		return !differs_src != !!(rule.invflags & XT_INV_SRCIP) && !differs_dst != !!(rule.invflags & XT_INV_DSTIP);
+		if (!differs_src == !!(rule->invflags & XT_INV_SRCIP) || !differs_dst == !!(rule->invflags & XT_INV_DSTIP))
+			return false;
+		if (ip.nexthdr != IPPROTO_TCP && ip.nexthdr != IPPROTO_UDP)
+			return true; // the ports are further on
+		return ports_allowed(entry, header + sizeof(ip), family);
 	}
 }
 
-static long find_traversal(u32 cpu, struct claim **context)
+static long find_traversal(u32 cpu, struct draft **context)
 {
 	struct traversals *there = traversals_of(cpu);
-	struct claim *claim = *context;
+	struct draft *draft = *context;
+	struct traversal_search *search = &draft->search;
+	struct claim *claim = &draft->claim;
 
 	for (u32 i = 0; i < INTERRUPTED; i++) {
 		struct claim *other = &there->interrupted[i];
 
-		if (other->skb != claim->skb || (claim->table && other->table != claim->table))
+		if (other->skb != claim->skb || other->fingerprint != claim->fingerprint ||
+		    (claim->table && other->table != claim->table))
 			continue;
-		*claim = *other;
+		if (!search->found++) {
+			*claim = *other;
+			search->cpu = cpu;
+		}
 		other->skb = 0;
-		// It was interrupted before its counter moved: that has happened since, on this CPU or on that one.
-		if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER)
-			claim_counter(claim, cpu);
-		return 1;
 	}
 	if (there->skb != claim->skb || (claim->table && there->table != claim->table))
 		return 0;
 	there->skb = 0;
-	claim->table = there->table;
-	claim->state = there->state;
-	claim_counter(claim, cpu);
-	return 1;
+	if (!search->found++) {
+		begin_claim(claim, there->table, there->state);
+		search->cpu = cpu;
+	}
+	return 0;
+}
+
+// Whether the current task may have been moved to this CPU within the traversal.
+static __always_inline bool may_have_moved(void)
+{
+	u64 task = bpf_get_current_task();
+	struct moves *known = bpf_map_lookup_elem(&moves, &task);
+
+	return known && bpf_ktime_get_ns() - known->last_ns < TSDT_MOVE_MAX_AGE_NS;
+}
+
+// The packet has ended its traversal on this CPU without a mark there: it was interrupted or moved, or the kernel had
+// not run table_begin for it.
+static __noinline int claim_late(struct draft *draft, struct sk_buff *skb, u32 cpu)
+{
+	struct traversal_search *search = &draft->search;
+	struct traversals *here = traversals_of(cpu);
+	struct claim *claim = &draft->claim;
+	u64 table = claim->table;
+
+	claim->fingerprint = fingerprint_of(skb);
+	search->found = 0;
+	bpf_loop(cpus, find_traversal, &draft, 0);
+	if (!search->found && !here->skb && !is_any_open(here) && !may_have_moved()) {
+		begin_claim(claim, table, 0);
+		claim_counter(claim, cpu);
+		return 0;
+	}
+	if (search->found != 1) {
+		begin_claim(claim, table, 0);
+		claim->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+	} else if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
+		// Its counter has moved since, there or here.
+		claim->has_jumpstack = 0;
+		claim_counter(claim, search->cpu);
+		if (search->cpu != cpu)
+			claim_counter(claim, cpu);
+	}
+	return 0;
 }
 
 static __noinline int table_dropped(u64 table_address, struct sk_buff *skb, u64 state_address, u32 family)
@@ -568,13 +718,14 @@ static __noinline int table_dropped(u64 table_address, struct sk_buff *skb, u64 
 		return 0;
 	claim = &draft->claim;
 	claim->skb = address;
-	claim->table = table_address;
-	claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
-	if (!ends_here && !find_traversal(cpu, &claim))
-		bpf_loop(TSDT_MAX_CPUS, find_traversal, &claim, 0);
-	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER)
+	begin_claim(claim, table_address, state_address);
+	if (ends_here) {
 		claim_counter(claim, cpu);
-	if (!claim->unknown && !rule_allows(claim, skb, BPF_CORE_READ(state, hook), family))
+		read_jumpstack(claim, cpu);
+	} else {
+		claim_late(draft, skb, cpu);
+	}
+	if (!claim->unknown && !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
 		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
 	table_verdict(draft, skb, state, family);
 	return 0;
@@ -595,13 +746,20 @@ static __noinline bool table_dropped_unseen(struct sk_buff *skb)
 		return false;
 	claim = &draft->claim;
 	claim->skb = (u64)skb;
+	claim->fingerprint = fingerprint_of(skb);
 	claim->table = 0;
-	if (!find_traversal(cpu, &claim))
+	draft->search.found = 0;
+	find_traversal(cpu, &draft);
+	if (draft->search.found != 1)
 		return false;
+	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
+		claim_counter(claim, cpu);
+		read_jumpstack(claim, cpu);
+	}
 	table = (struct xt_table *)claim->table;
 	state = (struct nf_hook_state *)claim->state;
 	family = BPF_CORE_READ(table, af) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	if (claim->unknown || !rule_allows(claim, skb, BPF_CORE_READ(state, hook), family))
+	if (claim->unknown || !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
 		return false;
 	table_verdict(draft, skb, state, family);
 	return true;
@@ -615,8 +773,9 @@ static __always_inline int table_end(void *table, struct sk_buff *skb, const str
 	if ((ret & NF_VERDICT_MASK) == NF_DROP)
 		return table_dropped((u64)table, skb, (u64)state, family);
 	here = traversals_of(bpf_get_smp_processor_id());
-	if (here->skb == (u64)skb)
-		here->skb = 0;
+	if (here->skb != (u64)skb)
+		return forget((u64)skb);
+	here->skb = 0;
 	return 0;
 }
 

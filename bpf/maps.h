@@ -80,9 +80,11 @@ struct move {
 	u32 to;
 };
 #define TSDT_MOVES 4
+#define TSDT_MOVE_MAX_AGE_NS 10000000000ULL // no traversal takes longer
 
 struct moves {
 	u64 count; // ever
+	u64 last_ns;
 	struct move move[TSDT_MOVES];
 };
 

@@ -102,29 +102,3 @@ NFT_EXPRESSION(nft_exthdr_tcp_strip_eval)
 NFT_EXPRESSION(nft_fib_inet_eval)
 NFT_EXPRESSION(nft_fib_netdev_eval)
 NFT_EXPRESSION(nft_fwd_neigh_eval)
-
-// See struct move.
-SEC("tp_btf/sched_migrate_task")
-int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
-{
-	u64 key = (u64)task;
-	struct moves *known, first = {};
-	struct move *move;
-
-	if (!bpf_core_field_exists(task->rcu_read_lock_nesting) || !task->rcu_read_lock_nesting)
-		return 0;
-	known = bpf_map_lookup_elem(&moves, &key);
-	if (!known) {
-		bpf_map_update_elem(&moves, &key, &first, BPF_NOEXIST);
-		known = bpf_map_lookup_elem(&moves, &key);
-	}
-	if (!known)
-		return 0;
-	move = &known->move[known->count % TSDT_MOVES];
-	move->from = task->thread_info.cpu;
-	move->to = cpu;
-	move->end = trail_end(trail_of(move->from));
-	move->begin = trail_end(trail_of(move->to));
-	known->count++;
-	return 0;
-}

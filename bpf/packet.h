@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernel_compat.h"
+#include <bpf/bpf_endian.h>
 #include "event.h"
 
 #define IP_OFFSET_MASK 0x1fff

@@ -67,6 +67,11 @@ enum {
 	XT_INV_PROTO = 0x40,
 };
 
+enum {
+	XT_INV_SRCPT = 0x01, // XT_UDP_INV_SRCPT and XT_TCP_INV_SRCPT
+	XT_INV_DSTPT = 0x02,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct ns_common {
@@ -216,6 +221,10 @@ struct xt_target {
 	char name[29];
 };
 
+struct xt_match {
+	char name[29];
+};
+
 struct xt_action_param {
 	const void *targinfo;
 	const struct nf_hook_state *state;
@@ -243,6 +252,18 @@ struct rq {
 
 struct xt_counters {
 	__u64 pcnt, bcnt;
+};
+
+// struct xt_entry_match, for two kinds of matches.
+struct xt_entry_match_head {
+	__u16 match_size;
+	struct xt_match *match; // in the kernel's own copy of the entry
+	__u8 rest[16];
+	__u16 spts[2]; // of struct xt_udp and struct xt_tcp, host byte order
+	__u16 dpts[2];
+	__u8 udp_invflags;
+	__u8 tcp_flags[2];
+	__u8 tcp_invflags;
 };
 
 struct xt_entry_target_head {

@@ -293,6 +293,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->match_to = filter.to;
     object->rodata->match_from = filter.from;
     object->rodata->percpu_counters = cpus > 1;
+    object->rodata->cpus = static_cast<std::uint32_t>(cpus);
     object->rodata->pool_chunks = pool_chunks(cpus);
     const bool adds_nft = bpf_program__autoload(object->progs.nft_do_chain_begin);
     const bool adds_legacy = bpf_program__autoload(object->progs.ipt_do_table_begin) ||
@@ -306,7 +307,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     with_emitter |= adds_nft || (adds_legacy && !had_legacy);
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
     bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
-    bpf_program__set_autoload(object->progs.on_sched_migrate_task, adds_nft);
+    bpf_program__set_autoload(object->progs.on_sched_migrate_task,
+                              (adds_nft || adds_legacy) &&
+                                  !attached.contains(bpf_program__section_name(object->progs.on_sched_migrate_task)));
 
     if (!objects.empty())
         if (const int error = share_maps(*object))

@@ -55,7 +55,7 @@ constexpr std::string_view unknown_sentences[] = {
     "no rule was seen dropping it: a hook function without rules, or a firewall backend that is not traced",
     "an nftables expression that is not traced set the verdict",
     "another packet interrupted this one on its CPU and took the place of its record",
-    "no dropping rule of iptables-legacy counted it: a match or an extension target dropped it",
+    "no dropping rule of iptables-legacy was seen counting it: perhaps a match or an extension target dropped it",
     "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
     "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
 };

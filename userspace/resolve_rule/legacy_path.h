@@ -22,7 +22,7 @@ std::optional<LegacyPosition> find_rule(const SnapshotTable& table, std::uint32_
 
 // The steps from the hook's built-in chain to the rule at `offset`, that rule last; empty when the way is not
 // certain. `jumpstack` holds the offsets of the jumps that the kernel pushed, oldest first, then leftovers of
-// other packets, at most TSDT_JUMPSTACK_MAX in all.
+// other packets, at most TSDT_JUMPSTACK_MAX in all; empty where the stack is not known.
 //
 // The kernel pushes jumps, not gotos, and how many entries are live is not known. Both are searched for: a way
 // follows the stack wherever it jumps, may take a goto at any point, and past the end of a full stack may take

@@ -173,8 +173,11 @@ Match fill_in_legacy_rule(Rule& rule, const tsdt_cause& cause, const tsdt_drop& 
     rule.chain = chain.name;
     rule.number = number;
     rule.path.clear();
+    std::span<const std::uint32_t> jumpstack = drop.jumpstack;
+    if (jumpstack.front() == TSDT_JUMPSTACK_UNKNOWN)
+        jumpstack = {};
     if (auto hook = legacy_hook(cause.key.hook))
-        rule.path = legacy_path(table, *hook, cause.key.offset, drop.jumpstack);
+        rule.path = legacy_path(table, *hook, cause.key.offset, jumpstack);
     if (rule.path.empty())
         rule.path = {{chain.name, number, std::nullopt}};
     if (!found.text.empty())

@@ -10,10 +10,10 @@ incoming=$(seq 7901 7904) outgoing=$(seq 7911 7914)
 iptables_rules() {
     echo '*filter'
     for port in $incoming; do
-        echo "-A INPUT -p udp --dport $port -j DROP"
+        echo "-A INPUT -p udp -m multiport --dports $port -j DROP"
     done
     for port in $outgoing; do
-        echo "-A OUTPUT -p udp --dport $port -j $([ "$port" = 7914 ] && echo REJECT || echo DROP)"
+        echo "-A OUTPUT -p udp -m multiport --dports $port -j $([ "$port" = 7914 ] && echo REJECT || echo DROP)"
     done
     echo COMMIT
 }

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Runs where the scheduler moves a task to another CPU: see struct move.
+#pragma once
+
+#include "maps.h"
+
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
+{
+	u64 key = (u64)task;
+	struct moves *known, first = {};
+	struct move *move;
+
+	if (!bpf_core_field_exists(task->rcu_read_lock_nesting) || !task->rcu_read_lock_nesting)
+		return 0;
+	known = bpf_map_lookup_elem(&moves, &key);
+	if (!known) {
+		bpf_map_update_elem(&moves, &key, &first, BPF_NOEXIST);
+		known = bpf_map_lookup_elem(&moves, &key);
+	}
+	if (!known)
+		return 0;
+	move = &known->move[known->count % TSDT_MOVES];
+	move->from = task->thread_info.cpu;
+	move->to = cpu;
+	move->end = trail_end(trail_of(move->from));
+	move->begin = trail_end(trail_of(move->to));
+	known->count++;
+	known->last_ns = bpf_ktime_get_ns();
+	return 0;
+}
