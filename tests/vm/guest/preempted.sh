@@ -61,5 +61,6 @@ busy() { while :; do :; done; }
     kill "${others[@]}"
     wait "${others[@]}"
 } >"$out/send.log" 2>&1 || true
+pause 1 # what is still in the queues
 stop run
 save_rules "$backend" after
