@@ -95,16 +95,12 @@ struct {
 	__type(value, u32);
 } places SEC(".maps");
 
-// Two copies of the program on kfree_skb (see on_kfree_skb_again).
-enum { FIRST = 0, AGAIN = 1, EMITTERS = 2 };
-
 struct scratch {
 	struct tsdt_drop drop;
 	struct verdict verdict;
 	struct tsdt_cause cause;
 	struct tsdt_flow_key flow;
 	struct path path;
-	u64 skb; // its address as a number: functions that are verified on their own take no kernel pointers
 	u64 in_task; // not in an interrupt or a softirq
 	char symbol[TSDT_SYMBOL_LEN];
 };
@@ -442,8 +438,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 
 	if (!scratch || !is_active())
 		return 0;
-	scratch->skb = (u64)skb;
-	address = *(volatile u64 *)&scratch->skb;
+	address = as_number(skb);
 	slot = handled_slot(address);
 	if (emitter == FIRST) {
 		*slot = address;
@@ -477,7 +472,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 			attribute_nft(scratch, verdict->rule, place);
 	} else if (traces_nft && place == PLACE_NFT_DO_CHAIN) {
 		attribute_live_traversal(scratch, address);
-	} else if (traces_legacy && place == PLACE_NF_HOOK_SLOW && table_dropped_unseen(skb)) {
+	} else if (traces_legacy && place == PLACE_NF_HOOK_SLOW && table_dropped_unseen(address, emitter)) {
 		verdict = take_verdict(scratch, skb);
 		if (verdict)
 			attribute_verdict(scratch, verdict);

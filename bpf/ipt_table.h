@@ -23,7 +23,7 @@ const volatile __u32 cpus;           // that the kernel has room for
 const volatile __u32 pool_chunks;    // of candidates, for IPv4 and again for IPv6
 
 #define TABLE_SLOTS 32
-#define CHUNK 64
+#define CHUNK 32
 
 // A rule that can drop: DROP, REJECT or a built-in chain's policy, whose counters are compared, or an extension target
 // that drops when it fails, and says so itself (ipt_target.h).
@@ -89,14 +89,22 @@ struct claim {
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
 
-// The traversals under way on one CPU: the newest one, and those that it interrupts.
+// What every packet that begins or ends a table looks at, of one CPU.
+#define TAKEN 64
 #define INTERRUPTED 8
 struct traversals {
+	// The newest traversal under way.
 	u64 skb;   // 0: none
 	u64 table; // struct xt_table *
 	u64 state; // struct nf_hook_state *
-	struct claim interrupted[INTERRUPTED];
 	u64 interruptions; // ever
+	// The tables whose shadow holds, each in the place that its address gives.
+	struct {
+		u64 table;
+		u64 generation; // for which it holds
+	} taken[TAKEN];
+	// The traversals under way that the newest one interrupts.
+	struct claim interrupted[INTERRUPTED];
 };
 // A global array for the same reason as the trails of nf_tables.
 static struct traversals traversals[TSDT_MAX_CPUS];
@@ -104,6 +112,23 @@ static struct traversals traversals[TSDT_MAX_CPUS];
 static __always_inline struct traversals *traversals_of(u32 cpu)
 {
 	return &traversals[cpu & (TSDT_MAX_CPUS - 1)];
+}
+
+static __always_inline u32 taken_place(u64 table)
+{
+	return table >> 8 & (TAKEN - 1); // struct xt_table is allocated, and some 200 bytes large
+}
+
+static __always_inline void shadow_holds(struct traversals *here, u64 table, u32 generation)
+{
+	here->taken[taken_place(table)].generation = generation;
+	here->taken[taken_place(table)].table = table;
+}
+
+static __always_inline void shadow_is_gone(struct traversals *here, u64 table)
+{
+	if (here->taken[taken_place(table)].table == table)
+		here->taken[taken_place(table)].table = 0;
 }
 
 extern const struct rq runqueues __ksym; // any per-CPU variable will do
@@ -123,19 +148,27 @@ static __always_inline u32 first_slot(u64 table)
 // a first slot must not drive each other out: REJECT sends a packet through the others before it drops.
 #define SLOT_PLACES 8
 
-static __always_inline struct table_slot *table_slot(struct tables *tables, u64 table)
+// On its own, as are others below, so that it is verified once.
+__noinline int slot_index(struct tables *tables, u64 table)
 {
 	u32 first = first_slot(table), free = first;
 
+	if (!tables)
+		return 0;
 	for (u32 i = SLOT_PLACES; i-- > 0;) {
 		u32 at = (first + i) % TABLE_SLOTS;
 
 		if (tables->slot[at].table == table)
-			return &tables->slot[at];
+			return at;
 		if (!tables->slot[at].table)
 			free = at;
 	}
-	return &tables->slot[free % TABLE_SLOTS];
+	return free % TABLE_SLOTS;
+}
+
+static __always_inline struct table_slot *table_slot(struct tables *tables, u64 table)
+{
+	return &tables->slot[(u32)slot_index(tables, table) % TABLE_SLOTS];
 }
 
 static struct candidate *candidate(u32 first, u32 index)
@@ -183,17 +216,19 @@ static __always_inline bool target_may_fail(u64 name)
 	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP");
 }
 
-static long visit_entry(u32 index, struct walk *walk)
+// Looks at the entry where the walk stands. 1: the walk has ended.
+__noinline int look_at_entry(struct walk *walk)
 {
 	struct xt_entry_target_head target = {};
 	struct {
 		u16 target, next;
 	} offset = {};
 	bool drops = false, extension = false;
-	u64 entry = walk->entries + walk->at;
+	u64 entry;
 
-	if (walk->at >= walk->size)
+	if (!traces_legacy || !walk || walk->at >= walk->size)
 		return 1;
+	entry = walk->entries + walk->at;
 	bpf_probe_read_kernel(&offset, sizeof(offset), (void *)(entry + ENTRY(walk->family, target_offset)));
 	if (offset.target < ENTRY_SIZE(walk->family) || offset.next < offset.target + sizeof(struct xt_counters))
 		goto broken;
@@ -254,24 +289,36 @@ broken:
 	return 1;
 }
 
-// Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
-static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 family)
+static long visit_entry(u32 index, struct walk *walk)
 {
+	return look_at_entry(walk) != 0;
+}
+
+// Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
+__noinline int take_shadow(u64 table_address, u32 family)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
 	struct xt_table *table = (struct xt_table *)table_address;
 	struct table_slot *slot;
 	struct xt_table_info *private;
 	struct walk walk = {.complete = 1, .family = family};
 	u32 now = generation(TSDT_GENERATION_X_TABLES);
 
-	if (!tables)
+	if (!traces_legacy || !tables)
 		return 0;
 	slot = table_slot(tables, table_address);
-	if (slot->table == table_address && slot->generation == now)
-		return 0; // it was not in its first place
+	if (slot->table == table_address && slot->generation == now) { // its place in `taken` was another table's
+		shadow_holds(here, table_address, now);
+		return 0;
+	}
+	shadow_is_gone(here, slot->table);
 	slot->table = 0; // a softirq that comes now must not trust it
 	if (tables->generation != now) {
-		for (u32 i = 0; i < TABLE_SLOTS; i++)
+		for (u32 i = 0; i < TABLE_SLOTS; i++) {
+			shadow_is_gone(here, tables->slot[i].table);
 			tables->slot[i].table = 0;
+		}
 		tables->generation = now;
 		tables->used = 0;
 	}
@@ -299,6 +346,8 @@ static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 
 	slot->generation = now & 1 ? ~0u : now;
 	tables->used += (walk.count + CHUNK - 1) / CHUNK;
 	slot->table = table_address;
+	if (slot->generation == now)
+		shadow_holds(here, table_address, now);
 	return 0;
 }
 
@@ -419,7 +468,7 @@ struct draft {
 	struct ipt_ip rule4;
 	struct ip6t_ip6 rule6;
 };
-enum { DRAFT_TABLE = 0, DRAFT_TARGET = FAMILIES, DRAFT_UNSEEN = 2 * FAMILIES, DRAFTS };
+enum { DRAFT_TABLE = 0, DRAFT_TARGET = FAMILIES, DRAFT_UNSEEN = 2 * FAMILIES, DRAFTS = DRAFT_UNSEEN + EMITTERS };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -429,26 +478,30 @@ struct {
 } drafts SEC(".maps");
 
 // Whether a traversal on this CPU was interrupted before its counter moved, and has not ended.
-static __always_inline bool is_any_open(const struct traversals *here)
+__noinline int is_any_open(u32 cpu)
 {
+	const struct traversals *here = traversals_of(cpu);
+
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER)
-			return true;
-	return false;
+			return 1;
+	return 0;
 }
 
 // A packet begins a table while another one has not ended its own on this CPU: what has moved by now is the other's,
 // unless that is not the only one.
-static __noinline int interrupt(u32 cpu)
+__noinline int interrupt(u32 cpu)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct claim *other = &here->interrupted[here->interruptions % INTERRUPTED];
 	u64 skb = here->skb;
 	bool any_open;
 
+	if (!traces_legacy)
+		return 0;
 	here->skb = 0;
 	other->skb = 0;
-	any_open = is_any_open(here);
+	any_open = is_any_open(cpu);
 	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu);
@@ -461,7 +514,7 @@ static __noinline int interrupt(u32 cpu)
 }
 
 // It was interrupted, and has ended without being dropped.
-static __noinline int forget(u64 skb)
+__noinline int forget(u64 skb)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
 
@@ -471,24 +524,34 @@ static __noinline int forget(u64 skb)
 	return 0;
 }
 
-static __always_inline int table_begin(void *table, void *skb, void *state, u32 family)
+// Not inlined, so that the way of most packets stays short.
+static __noinline int begin_interrupting(u64 table, u64 skb, u64 state, u32 family)
 {
-	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
 	u32 cpu = bpf_get_smp_processor_id();
 	struct traversals *here = traversals_of(cpu);
-	struct table_slot *slot;
 
-	if (!tables)
-		return 0;
-	if (here->skb && here->skb != (u64)skb)
+	if (here->skb != skb)
 		interrupt(cpu);
-	here->skb = (u64)skb;
-	here->table = (u64)table;
-	here->state = (u64)state;
-	slot = &tables->slot[first_slot((u64)table)];
-	if (slot->table == (u64)table && slot->generation == generation(TSDT_GENERATION_X_TABLES))
+	here->skb = skb;
+	here->table = table;
+	here->state = state;
+	return take_shadow(table, family);
+}
+
+static __always_inline int table_begin(u64 *ctx, u32 family) // struct xt_table *table, skb, state
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	u64 table = ctx[0];
+
+	if (here->skb)
+		return begin_interrupting(table, ctx[1], ctx[2], family);
+	here->skb = ctx[1];
+	here->table = table;
+	here->state = ctx[2];
+	if (here->taken[taken_place(table)].table == table &&
+	    here->taken[taken_place(table)].generation == generation(TSDT_GENERATION_X_TABLES))
 		return 0;
-	return take_shadow(tables, (u64)table, family);
+	return take_shadow(table, family);
 }
 
 static __always_inline void name_chain(struct verdict *verdict, struct xt_table_info *private, u32 chain,
@@ -509,19 +572,26 @@ static __always_inline void name_chain(struct verdict *verdict, struct xt_table_
 	}
 }
 
-// Leaves what the claim says for kfree_skb.
-static __always_inline void table_verdict(struct draft *draft, struct sk_buff *skb, const struct nf_hook_state *state,
-					  u32 family)
+// Leaves what the claim in that draft says for kfree_skb.
+__noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 {
-	struct verdict *verdict = &draft->verdict;
-	struct claim *claim = &draft->claim;
-	struct xt_table *table = (struct xt_table *)claim->table;
-	struct xt_table_info *private = (struct xt_table_info *)claim->private;
-	u64 entries = (u64)private + bpf_core_field_offset(private->entries);
-	u32 size = BPF_CORE_READ(private, size);
-	u64 key = (u64)skb;
+	struct draft *draft = bpf_map_lookup_elem(&drafts, &which); // its own: before 6.2 map values come out of maps
+	struct xt_table_info *private;
+	struct verdict *verdict;
+	struct xt_table *table;
+	struct claim *claim;
+	u64 entries;
+	u32 size;
 
-	begin_verdict(verdict, skb, state);
+	if (!traces_legacy || !draft)
+		return 0;
+	verdict = &draft->verdict;
+	claim = &draft->claim;
+	table = (struct xt_table *)claim->table;
+	private = (struct xt_table_info *)claim->private;
+	entries = (u64)private + bpf_core_field_offset(private->entries);
+	size = BPF_CORE_READ(private, size);
+	begin_verdict(verdict, (struct sk_buff *)skb, (struct nf_hook_state *)state);
 	verdict->table_address = claim->table;
 	verdict->rule = claim->private;
 	verdict->generation = generation(TSDT_GENERATION_X_TABLES);
@@ -544,19 +614,22 @@ static __always_inline void table_verdict(struct draft *draft, struct sk_buff *s
 		if (!claim->has_jumpstack)
 			verdict->jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
 	}
-	bpf_map_update_elem(&verdicts, &key, verdict, BPF_ANY);
+	bpf_map_update_elem(&verdicts, &skb, verdict, BPF_ANY);
+	return 0;
 }
 
 #define MATCHES 8
 
 // Whether the rule's udp or tcp match allows these ports. Other matches are not asked.
-static __always_inline bool match_allows(u64 match_address, u16 sport, u16 dport)
+__noinline int match_allows(u64 match_address, u16 sport, u16 dport)
 {
 	struct xt_entry_match_head match = {};
 	struct xt_match *kind;
 	u64 name = 0;
 	u8 inverted;
 
+	if (!traces_legacy)
+		return 1;
 	bpf_probe_read_kernel(&match, sizeof(match), (void *)match_address);
 	kind = match.match;
 	bpf_core_read(&name, sizeof(name), &kind->name);
@@ -565,7 +638,7 @@ static __always_inline bool match_allows(u64 match_address, u16 sport, u16 dport
 	else if (NAME_IS(name, "tcp"))
 		inverted = match.tcp_invflags;
 	else
-		return true;
+		return 1;
 	return (sport >= match.spts[0] && sport <= match.spts[1]) != !!(inverted & XT_INV_SRCPT) &&
 	       (dport >= match.dpts[0] && dport <= match.dpts[1]) != !!(inverted & XT_INV_DSTPT);
 }
@@ -592,12 +665,18 @@ static __always_inline bool ports_allowed(u64 entry, const void *l4, u32 family)
 
 // Whether the rule's addresses, protocol and ports allow this packet: a second look, since what moved must not be
 // another's.
-static __noinline bool rule_allows(struct draft *draft, struct sk_buff *skb, u32 hook, u32 family)
+__noinline int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u32 family)
 {
-	const struct claim *claim = &draft->claim;
-	u64 entry = claim->private + bpf_core_field_offset(struct xt_table_info, entries) + claim->offset;
-	void *header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	struct sk_buff *skb = (struct sk_buff *)skb_address;
+	const struct claim *claim;
+	void *header;
+	u64 entry;
 
+	if (!traces_legacy || !draft)
+		return 0;
+	claim = &draft->claim;
+	entry = claim->private + bpf_core_field_offset(struct xt_table_info, entries) + claim->offset;
+	header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (claim->chain & CHAIN_BUILTIN && (claim->chain & 0xff) != hook)
 		return false;
 	if (family == FAMILY_IPV4) {
@@ -682,7 +761,7 @@ static __noinline int claim_late(struct draft *draft, struct sk_buff *skb, u32 c
 	claim->fingerprint = fingerprint_of(skb);
 	search->found = 0;
 	bpf_loop(cpus, find_traversal, &draft, 0);
-	if (!search->found && !here->skb && !is_any_open(here) && !may_have_moved()) {
+	if (!search->found && !here->skb && !is_any_open(cpu) && !may_have_moved()) {
 		begin_claim(claim, table, 0);
 		claim_counter(claim, cpu);
 		return 0;
@@ -700,17 +779,19 @@ static __noinline int claim_late(struct draft *draft, struct sk_buff *skb, u32 c
 	return 0;
 }
 
-static __noinline int table_dropped(u64 table_address, struct sk_buff *skb, u64 state_address, u32 family)
+__noinline int table_dropped(u64 table_address, u64 address, u64 state_address, u32 family)
 {
 	u32 cpu = bpf_get_smp_processor_id(), key = DRAFT_TABLE + family;
 	struct traversals *here = traversals_of(cpu);
-	u64 address = (u64)skb;
+	struct sk_buff *skb = (struct sk_buff *)address;
 	struct verdict *waiting = bpf_map_lookup_elem(&verdicts, &address);
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 	struct nf_hook_state *state = (struct nf_hook_state *)state_address;
 	struct claim *claim;
 	bool ends_here = here->skb == address;
 
+	if (!traces_legacy)
+		return 0;
 	if (ends_here)
 		here->skb = 0;
 	// An extension target may have said so itself.
@@ -725,33 +806,32 @@ static __noinline int table_dropped(u64 table_address, struct sk_buff *skb, u64 
 	} else {
 		claim_late(draft, skb, cpu);
 	}
-	if (!claim->unknown && !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
+	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
-	table_verdict(draft, skb, state, family);
-	return 0;
+	return table_verdict(key, address, state_address, family);
 }
 
 // The packet dies as one that a table has dropped does, but table_end has left no verdict: the kernel had not run it,
 // since it was at work for another packet. The mark is still there.
-static __noinline bool table_dropped_unseen(struct sk_buff *skb)
+__noinline int table_dropped_unseen(u64 skb, u32 emitter)
 {
-	u32 cpu = bpf_get_smp_processor_id(), key = DRAFT_UNSEEN;
+	u32 cpu = bpf_get_smp_processor_id(), key = DRAFT_UNSEEN + emitter;
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 	struct claim *claim;
 	struct xt_table *table;
 	struct nf_hook_state *state;
 	u32 family;
 
-	if (!draft)
-		return false;
+	if (!traces_legacy || !draft)
+		return 0;
 	claim = &draft->claim;
-	claim->skb = (u64)skb;
-	claim->fingerprint = fingerprint_of(skb);
+	claim->skb = skb;
+	claim->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	claim->table = 0;
 	draft->search.found = 0;
 	find_traversal(cpu, &draft);
 	if (draft->search.found != 1)
-		return false;
+		return 0;
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
 		claim_counter(claim, cpu);
 		read_jumpstack(claim, cpu);
@@ -759,22 +839,35 @@ static __noinline bool table_dropped_unseen(struct sk_buff *skb)
 	table = (struct xt_table *)claim->table;
 	state = (struct nf_hook_state *)claim->state;
 	family = BPF_CORE_READ(table, af) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	if (claim->unknown || !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
-		return false;
-	table_verdict(draft, skb, state, family);
-	return true;
+	// The mark may be that of an earlier table, whose state is gone.
+	if (claim->unknown || BPF_CORE_READ(state, pf) != BPF_CORE_READ(table, af) ||
+	    BPF_CORE_READ(state, hook) >= NF_INET_NUMHOOKS ||
+	    !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
+		return 0;
+	table_verdict(key, skb, claim->state, family);
+	return 1;
 }
 
-static __always_inline int table_end(void *table, struct sk_buff *skb, const struct nf_hook_state *state, u32 ret,
-				     u32 family)
+// Not inlined, so that the way of most packets stays short.
+static __noinline int end_dropped(u64 *ctx, u32 family)
+{
+	return table_dropped(ctx[0], as_number((void *)ctx[1]), as_number((void *)ctx[2]), family);
+}
+
+static __noinline int end_interrupted(u64 *ctx)
+{
+	return forget(as_number((void *)ctx[1]));
+}
+
+static __always_inline int table_end(u64 *ctx, u32 family) // as table_begin, and what ipt_do_table returned
 {
 	struct traversals *here;
 
-	if ((ret & NF_VERDICT_MASK) == NF_DROP)
-		return table_dropped((u64)table, skb, (u64)state, family);
+	if ((ctx[3] & NF_VERDICT_MASK) == NF_DROP)
+		return end_dropped(ctx, family);
 	here = traversals_of(bpf_get_smp_processor_id());
-	if (here->skb != (u64)skb)
-		return forget((u64)skb);
+	if (here->skb != ctx[1])
+		return end_interrupted(ctx);
 	here->skb = 0;
 	return 0;
 }
@@ -782,15 +875,14 @@ static __always_inline int table_end(void *table, struct sk_buff *skb, const str
 // The argument order is that of 5.16 and later (9dd43a5f4b11).
 #define IPT_TABLE(function, family)                                                                               \
 	SEC("fentry/" #function)                                                                                  \
-	int BPF_PROG(function##_begin, void *table, void *skb, void *state)                                       \
+	int function##_begin(u64 *ctx)                                                                            \
 	{                                                                                                         \
-		return table_begin(table, skb, state, family);                                                    \
+		return table_begin(ctx, family);                                                                  \
 	}                                                                                                         \
 	SEC("fexit/" #function)                                                                                   \
-	int BPF_PROG(function##_end, void *table, struct sk_buff *skb, const struct nf_hook_state *state,         \
-		     unsigned int ret)                                                                            \
+	int function##_end(u64 *ctx)                                                                              \
 	{                                                                                                         \
-		return table_end(table, skb, state, ret, family);                                                 \
+		return table_end(ctx, family);                                                                    \
 	}
 
 IPT_TABLE(ipt_do_table, FAMILY_IPV4)

@@ -65,8 +65,7 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	if (!search.found)
 		return 0;
 	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
-	table_verdict(draft, skb, BPF_CORE_READ(par, state), family);
-	return 0;
+	return table_verdict(key, as_number(skb), (u64)BPF_CORE_READ(par, state), family);
 }
 
 #define IPT_TARGET(function, family)                                                                            \

@@ -12,6 +12,16 @@
 #define compat_kfree_skb_reason(ctx) \
 	(bpf_core_type_exists(enum skb_drop_reason) ? (u32)((ctx)[2]) : 0)
 
+// The verifier minds what is done with a pointer to a kernel object, and does not let it go to a global function: as a
+// number it may.
+static __always_inline u64 as_number(const void *pointer)
+{
+	u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &pointer);
+	return number;
+}
+
 // Whether this is the current task's own doing, rather than that of an interrupt or a softirq on top of it. `ctx` is
 // the program's context, which lies on the stack that is in use. x86 has no counter that BPF can read on every kernel,
 // but runs interrupts and softirqs on stacks of their own.
@@ -20,9 +30,8 @@ static __always_inline bool compat_in_task(void *ctx)
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 #ifdef __TARGET_ARCH_x86
 	const u64 thread_size = 16384; // without KASAN
-	u64 stack = (u64)BPF_CORE_READ(task, stack), here = 0;
+	u64 stack = (u64)BPF_CORE_READ(task, stack), here = as_number(ctx);
 
-	bpf_probe_read_kernel(&here, sizeof(here), &ctx); // as a number: the verifier minds arithmetic on ctx
 	return here >= stack && here < stack + thread_size;
 #else
 	const u32 interrupted = 0x00ff0100; // NMI_MASK | HARDIRQ_MASK | SOFTIRQ_OFFSET

@@ -10,6 +10,9 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
+// Two copies of the program on kfree_skb (see on_kfree_skb_again): one may run on top of the other.
+enum { FIRST = 0, AGAIN = 1, EMITTERS = 2 };
+
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
 // nf_tables. Every traversal of a base chain leaves a trail: its beginning, the jumps and gotos taken, and the

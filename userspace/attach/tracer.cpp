@@ -109,13 +109,13 @@ Error explain_load_failure(int error) {
                         std::strerror(error), error)};
 }
 
-constexpr std::size_t candidate_bytes = 32, chunk_candidates = 64;
+constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
 
 // How many chunks of candidate rules each CPU gets, per address family: 4 MB in all, 8192 rules at most.
 std::uint32_t pool_chunks(int cpus) {
     constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
     return static_cast<std::uint32_t>(
-        std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 4, 128));
+        std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
 }
 
 // "fentry/nft_do_chain" -> "nft_do_chain"; empty for a program that is not on a function.
