@@ -96,8 +96,12 @@ struct {
 	__type(value, u32);
 } places SEC(".maps");
 
+#ifdef TSDT_KPROBES
+enum { EMITTERS = 4 }; // one on top of another, on one CPU
+#else
 // Two copies of the program on kfree_skb (see on_kfree_skb_again).
 enum { FIRST = 0, AGAIN = 1, EMITTERS = 2 };
+#endif
 
 struct scratch {
 	struct tsdt_drop drop;
@@ -162,7 +166,7 @@ static __always_inline bool in_ranges(const u8 *address, u8 family)
 }
 
 // Whether the packet is one that the user asked for.
-__noinline int wanted(struct tsdt_drop *drop)
+VERIFIED_ONCE int wanted(struct tsdt_drop *drop)
 {
 	if (match_all)
 		return 1;
@@ -173,7 +177,11 @@ __noinline int wanted(struct tsdt_drop *drop)
 	return (match_to && drop->to_range) || (match_from && drop->from_range);
 }
 
-__noinline int place_of(u64 location, struct scratch *scratch)
+#ifdef TSDT_KPROBES
+const volatile __u64 nf_hook_slow_at, nf_hook_slow_size; // for kernels that print no symbols from BPF
+#endif
+
+VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 {
 	u32 *known = bpf_map_lookup_elem(&places, &location);
 	u32 place = PLACE_OTHER;
@@ -182,6 +190,10 @@ __noinline int place_of(u64 location, struct scratch *scratch)
 		return *known;
 	if (!scratch)
 		return place;
+#ifdef TSDT_KPROBES
+	if (location - nf_hook_slow_at < nf_hook_slow_size)
+		place = PLACE_NF_HOOK_SLOW;
+#endif
 	compat_symbol(scratch->symbol, sizeof(scratch->symbol), location);
 	if (begins_with(scratch->symbol, "nft_do_chain+", 13))
 		place = PLACE_NFT_DO_CHAIN;
@@ -221,10 +233,9 @@ static u64 rule_site, policy_site;
 // one that is not traced, or its program may not have been run, so all that is known must agree.
 static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
 {
-	u64 base_address = chain_address - bpf_core_field_offset(struct nft_base_chain, chain);
-	struct nft_base_chain *base = (struct nft_base_chain *)base_address;
+	u64 base = chain_address - NFT_FIELD_OFFSET(nft_base_chain, chain);
 
-	if (BPF_CORE_READ(base, policy) != NF_DROP || BPF_CORE_READ(base, ops.hooknum) != key->hook)
+	if (NFT_READ(nft_base_chain, base, policy) != NF_DROP || NFT_READ(nft_base_chain, base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
 		return true;
@@ -236,7 +247,7 @@ static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_caus
 }
 
 // nf_tables: what the trail of the traversal `pkt` says. The hook is known already.
-__noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
+VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 {
 	struct tsdt_cause_key *key;
 	u64 base_chain;
@@ -252,6 +263,10 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 	base_chain = read_trail(pkt, &scratch->path);
 	if (!base_chain)
 		return 0;
+#ifdef TSDT_KPROBES
+	if (!is_base_chain(base_chain, key->hook) || (scratch->path.pending && !scratch->path.dropped_by))
+		return 0;
+#endif
 	if (scratch->path.dropped_by) {
 		if (!scratch->path.complete)
 			return 0;
@@ -274,7 +289,7 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 
 // nft_do_chain is freeing the packet itself (6.7; in Debian's 6.1 too), so its traversal is still under way, and
 // its nft_pktinfo is alive: the newest one in the trail that belongs to this skb.
-__noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
+VERIFIED_ONCE int attribute_live_traversal(struct scratch *scratch, u64 skb)
 {
 	u64 pkt;
 
@@ -286,11 +301,11 @@ __noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
 	pkt = live_traversal(skb, &scratch->path);
 	if (!pkt)
 		return 0;
-	apply_state(scratch, BPF_CORE_READ((struct nft_pktinfo *)pkt, state));
+	apply_state(scratch, NFT_READ(nft_pktinfo, pkt, state));
 	return attribute_nft(scratch, pkt, PLACE_NFT_DO_CHAIN);
 }
 
-__noinline int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
+VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
 {
 	struct tsdt_cause_key *key;
 	struct tsdt_drop *drop;
@@ -315,7 +330,7 @@ __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *
 }
 
 // Without netfilter's state, skb->dev is where the packet came in or where it was about to leave.
-__noinline int attribute_devices(struct scratch *scratch, u64 skb_address)
+VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	struct net_device *dev = BPF_CORE_READ(skb, dev);
@@ -357,7 +372,7 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
 	cause->key = scratch->drop.key;
 	cause->first_ns = scratch->drop.mono_ns;
-	cause->id = __sync_fetch_and_add(last_id, 1) + 1;
+	cause->id = compat_next_id(last_id);
 	compat_symbol(cause->location, sizeof(cause->location), cause->key.location);
 	if (traces_nft && cause->key.source == TSDT_SOURCE_NFT_RULE) {
 		describe_path(&scratch->path, cause);
@@ -408,6 +423,12 @@ __noinline int count_flow(u32 emitter)
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+static __always_inline bool stands_aside(u64 skb, u32 emitter)
+{
+	return false;
+}
+#else
 // The packets that on_kfree_skb has handled, until on_kfree_skb_again has taken note. More than one: between the two
 // programs others may run on this CPU.
 #define HANDLED 16
@@ -424,6 +445,23 @@ static __always_inline u64 *handled_slot(u64 skb)
 	return &here->skb[skb * 0x9e3779b97f4a7c15ULL >> 60];
 }
 
+static __always_inline bool stands_aside(u64 skb, u32 emitter)
+{
+	u64 *slot = handled_slot(skb);
+
+	if (emitter == FIRST) {
+		*slot = skb;
+		return false;
+	}
+	if (*slot == skb) {
+		*slot = 0;
+		return true;
+	}
+	__sync_fetch_and_add(&stood_in, 1);
+	return false;
+}
+#endif
+
 static __always_inline bool is_active(void)
 {
 	u32 zero = 0;
@@ -438,22 +476,15 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 	const struct verdict *verdict;
 	struct tsdt_cause *cause;
 	struct tsdt_drop *drop;
-	u64 address, *slot;
+	u64 address;
 	u32 place;
 
 	if (!scratch || !is_active())
 		return 0;
 	scratch->skb = (u64)skb;
 	address = *(volatile u64 *)&scratch->skb;
-	slot = handled_slot(address);
-	if (emitter == FIRST) {
-		*slot = address;
-	} else if (*slot == address) {
-		*slot = 0;
+	if (stands_aside(address, emitter))
 		return 0;
-	} else {
-		__sync_fetch_and_add(&stood_in, 1);
-	}
 	verdict = take_verdict(scratch, skb);
 	drop = &scratch->drop;
 	__builtin_memset(drop, 0, sizeof(*drop));
@@ -474,6 +505,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
+#ifdef TSDT_KPROBES
+		scratch->path.gencursor = verdict->gencursor;
+#endif
 		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
 			attribute_nft(scratch, verdict->rule, place);
 	} else if (traces_nft && place == PLACE_NFT_DO_CHAIN) {
@@ -511,6 +545,24 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+// Kernels that old run a program on top of itself (6.2, 05b24ff9b2cf): each has a place of its own to work in.
+static u32 dying[TSDT_MAX_CPUS];
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
+{
+	u32 *depth = &dying[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+	u32 emitter = (*depth)++;
+
+	if (emitter < EMITTERS)
+		packet_dies(ctx, skb, (u64)location, emitter);
+	else
+		count_lost(TSDT_LOST_CAUSE);
+	(*depth)--;
+	return 0;
+}
+#else
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 {
@@ -524,3 +576,4 @@ int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
 {
 	return packet_dies(ctx, skb, (u64)location, AGAIN);
 }
+#endif

@@ -97,13 +97,25 @@ static __always_inline struct traversals *traversals_of(u32 cpu)
 	return &traversals[cpu & (TSDT_MAX_CPUS - 1)];
 }
 
+// What to add to a per-CPU address to get this CPU's copy.
+#ifdef TSDT_KPROBES
+extern const void __per_cpu_offset __ksym; // kernels that old have no type information of variables
+
+static __always_inline u64 this_cpu_offset(void)
+{
+	u64 offset = 0;
+
+	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)&__per_cpu_offset + bpf_get_smp_processor_id());
+	return offset;
+}
+#else
 extern const struct rq runqueues __ksym; // any per-CPU variable will do
 
-// What to add to a per-CPU address to get this CPU's copy.
 static __always_inline u64 this_cpu_offset(void)
 {
 	return (u64)bpf_this_cpu_ptr(&runqueues) - (u64)&runqueues;
 }
+#endif
 
 static __always_inline u32 first_slot(u64 table)
 {
@@ -245,6 +257,8 @@ broken:
 	return 1;
 }
 
+COMPAT_LONG_LOOP(visit_entry, struct walk)
+
 // Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
 static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 family)
 {
@@ -274,7 +288,7 @@ static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 
 	walk.cpu_offset = this_cpu_offset();
 	walk.first = family * pool_chunks + tables->used;
 	walk.limit = (pool_chunks - tables->used) * CHUNK;
-	bpf_loop(BPF_CORE_READ(private, number), visit_entry, &walk, 0);
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, &walk);
 
 	if (!walk.complete && tables->used) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
@@ -309,8 +323,65 @@ static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool els
 	return compat_has_percpu_lookup() ? bpf_map_lookup_percpu_elem(map, &key, cpu) : NULL;
 }
 
+#ifdef TSDT_KPROBES
+#define MAX_CHUNKS 128 // userspace: pool_chunks()
+
+// Before 5.12 (5ffa25502b5a) BPF has no compare-and-swap. All who look at these counters run on their CPU, one on top
+// of another: the one below is left alone.
+static u32 claiming[TSDT_MAX_CPUS];
+
+// How many counters of a chunk have moved, times 256, plus the index of the last one of them. All are taken note of.
+__noinline int moved_in_chunk(u32 key, u32 count)
+{
+	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+	u32 moved = 0, last = 0;
+
+	if (!chunk)
+		return 0;
+	for (u32 i = 0; i < CHUNK && i < count; i++) {
+		struct candidate *watched = &chunk->candidate[i];
+		u64 now = watched->pcnt;
+
+		if (watched->target)
+			continue;
+		bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
+		if (now != watched->pcnt) {
+			watched->pcnt = now;
+			moved++;
+			last = i;
+		}
+	}
+	return moved << 8 | last;
+}
+
+static __always_inline void compare_chunks(struct comparison *comparison, u32 limit)
+{
+	u32 *busy = &claiming[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+
+	if (*busy) {
+		comparison->moved = 2; // nothing is known for certain
+		return;
+	}
+	*busy = 1;
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < comparison->count; i++) {
+		u32 found = moved_in_chunk(comparison->first + i, comparison->count - i * CHUNK);
+		struct candidate *watched;
+
+		if (!(found >> 8))
+			continue;
+		comparison->moved += found >> 8;
+		watched = candidate(comparison->first, i * CHUNK + (found & (CHUNK - 1)));
+		if (watched) {
+			comparison->claim->offset = watched->offset;
+			comparison->claim->chain = watched->chain;
+			comparison->claim->number = watched->number;
+		}
+	}
+	*busy = 0;
+}
+#else
 // 1 when the counter has moved, which is then taken note of. On its own, so that it is verified once.
-__noinline int claim_candidate(struct candidate *watched, struct claim *claim)
+VERIFIED_ONCE int claim_candidate(struct candidate *watched, struct claim *claim)
 {
 	u64 before, now;
 
@@ -337,6 +408,8 @@ static long compare_chunk(u32 index, struct comparison *comparison)
 		comparison->moved += claim_candidate(&chunk->candidate[i], comparison->claim);
 	return 0;
 }
+#define compare_chunks(comparison, limit) bpf_loop(limit, compare_chunk, comparison, 0)
+#endif
 
 // The jumps that led to the chain are still in the table's jump stack of that CPU.
 static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
@@ -354,7 +427,7 @@ static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and fills in the rest
 // of `claim`. All that have moved are taken note of.
-__noinline int claim_counter(struct claim *claim, u32 cpu)
+VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu)
 {
 	struct comparison comparison = {.cpu = cpu, .claim = claim};
 	struct table_slot *slot;
@@ -377,7 +450,7 @@ __noinline int claim_counter(struct claim *claim, u32 cpu)
 		return 0;
 	comparison.first = slot->first;
 	comparison.count = slot->count;
-	bpf_loop((slot->count + CHUNK - 1) / CHUNK, compare_chunk, &comparison, 0);
+	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK);
 	read_jumpstack(claim, cpu);
 	if (comparison.moved == 1)
 		claim->unknown = TSDT_UNKNOWN_NONE;
@@ -571,7 +644,7 @@ static __noinline int table_dropped(u64 table_address, struct sk_buff *skb, u64 
 	claim->table = table_address;
 	claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
 	if (!ends_here && !find_traversal(cpu, &claim))
-		bpf_loop(TSDT_MAX_CPUS, find_traversal, &claim, 0);
+		compat_search_all_cpus(TSDT_MAX_CPUS, find_traversal, &claim);
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER)
 		claim_counter(claim, cpu);
 	if (!claim->unknown && !rule_allows(claim, skb, BPF_CORE_READ(state, hook), family))
@@ -620,6 +693,39 @@ static __always_inline int table_end(void *table, struct sk_buff *skb, const str
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+const volatile bool table_is_first; // of the arguments: from 5.16 (9dd43a5f4b11)
+
+static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct call call = {};
+
+	call.first = table_is_first ? PT_REGS_PARM1(ctx) : PT_REGS_PARM3(ctx);
+	call.second = table_is_first ? PT_REGS_PARM2(ctx) : PT_REGS_PARM1(ctx);
+	call.third = table_is_first ? PT_REGS_PARM3(ctx) : PT_REGS_PARM2(ctx);
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return table_begin((void *)call.first, (void *)call.second, (void *)call.third, family);
+}
+
+static __always_inline int table_return(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_return(ctx), table, skb, state;
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+
+	if (!call)
+		return 0;
+	table = call->first;
+	skb = call->second;
+	state = call->third;
+	bpf_map_delete_elem(&calls, &frame);
+	return table_end((void *)table, (struct sk_buff *)skb, (struct nf_hook_state *)state, PT_REGS_RC(ctx), family);
+}
+
+#define IPT_TABLE(function, family)                                                                       \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return table_entry(ctx, family); } \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return table_return(ctx, family); }
+#else
 // The argument order is that of 5.16 and later (9dd43a5f4b11).
 #define IPT_TABLE(function, family)                                                                               \
 	SEC("fentry/" #function)                                                                                  \
@@ -633,6 +739,8 @@ static __always_inline int table_end(void *table, struct sk_buff *skb, const str
 	{                                                                                                         \
 		return table_end(table, skb, state, ret, family);                                                 \
 	}
+
+#endif
 
 IPT_TABLE(ipt_do_table, FAMILY_IPV4)
 IPT_TABLE(ip6t_do_table, FAMILY_IPV6)

@@ -5,6 +5,35 @@
 
 #include "ipt_table.h"
 
+#ifdef TSDT_KPROBES
+// 1 and the index of the candidate whose target this is, or 0.
+__noinline int target_in_chunk(u32 key, u32 count, u32 target)
+{
+	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+
+	for (u32 i = 0; chunk && i < CHUNK && i < count; i++)
+		if (chunk->candidate[i].target == target)
+			return i + 1;
+	return 0;
+}
+
+// Fills in which rule it is that has the target at this offset of the blob.
+static __always_inline bool find_target(struct table_slot *slot, struct claim *claim, u32 target)
+{
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < slot->count; i++) {
+		u32 found = target_in_chunk(slot->first + i, slot->count - i * CHUNK, target);
+		struct candidate *watched = found ? candidate(slot->first, i * CHUNK + found - 1) : NULL;
+
+		if (!watched)
+			continue;
+		claim->offset = watched->offset;
+		claim->chain = watched->chain;
+		claim->number = watched->number;
+		return true;
+	}
+	return false;
+}
+#else
 struct target_search {
 	u32 first;
 	u32 count;
@@ -14,7 +43,7 @@ struct target_search {
 };
 
 // On its own, so that it is verified once.
-__noinline int is_target(const struct candidate *candidate, struct claim *claim, u32 target)
+VERIFIED_ONCE int is_target(const struct candidate *candidate, struct claim *claim, u32 target)
 {
 	if (!candidate || !claim || candidate->target != target)
 		return 0;
@@ -24,7 +53,7 @@ __noinline int is_target(const struct candidate *candidate, struct claim *claim,
 	return 1;
 }
 
-static long find_target(u32 index, struct target_search *search)
+static long find_target_in(u32 index, struct target_search *search)
 {
 	u32 key = search->first + index;
 	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
@@ -36,6 +65,19 @@ static long find_target(u32 index, struct target_search *search)
 	return 0;
 }
 
+static __always_inline bool find_target(struct table_slot *slot, struct claim *claim, u32 target)
+{
+	struct target_search search = {};
+
+	search.first = slot->first;
+	search.count = slot->count;
+	search.target = target;
+	search.claim = claim;
+	bpf_loop((slot->count + CHUNK - 1) / CHUNK, find_target_in, &search, 0);
+	return search.found;
+}
+#endif
+
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
@@ -44,7 +86,6 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	u32 key = DRAFT_TARGET + family;
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
-	struct target_search search = {};
 	struct table_slot *slot;
 
 	if (!tables || !draft || here->skb != (u64)skb)
@@ -57,18 +98,50 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	draft->claim.table = slot->table;
 	draft->claim.private = slot->private;
 	draft->claim.unknown = TSDT_UNKNOWN_NONE;
-	search.first = slot->first;
-	search.count = slot->count;
-	search.target = target - blob;
-	search.claim = &draft->claim;
-	bpf_loop((slot->count + CHUNK - 1) / CHUNK, find_target, &search, 0);
-	if (!search.found)
+	if (!find_target(slot, &draft->claim, target - blob))
 		return 0;
 	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
 	table_verdict(draft, skb, BPF_CORE_READ(par, state), family);
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+enum { FAMILY_OF_STATE = FAMILIES };
+
+static __always_inline int target_begins(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct call call = {.first = PT_REGS_PARM1(ctx), .second = PT_REGS_PARM2(ctx)};
+
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int target_done(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_return(ctx), skb, par;
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+
+	if (!call)
+		return 0;
+	skb = call->first;
+	par = call->second;
+	bpf_map_delete_elem(&calls, &frame);
+	if ((u32)PT_REGS_RC(ctx) != NF_DROP)
+		return 0;
+	if (family == FAMILY_OF_STATE) {
+		u8 pf = BPF_CORE_READ((struct xt_action_param *)par, state, pf);
+
+		family = pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	}
+	return target_dropped((struct sk_buff *)skb, (struct xt_action_param *)par, family);
+}
+
+#define IPT_TARGET(function, family)                                                                    \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return target_begins(ctx); }     \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return target_done(ctx, family); }
+#define IPT_TARGET_ANY(function) IPT_TARGET(function, FAMILY_OF_STATE)
+#else
 #define IPT_TARGET(function, family)                                                                            \
 	SEC("fexit/" #function)                                                                                 \
 	int BPF_PROG(function##_end, struct sk_buff *skb, const struct xt_action_param *par, unsigned int ret)  \
@@ -85,6 +158,8 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 			return 0;                                                                               \
 		return target_dropped(skb, par, par->state->pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4);    \
 	}
+
+#endif
 
 IPT_TARGET(tproxy_tg4_v0, FAMILY_IPV4)
 IPT_TARGET(tproxy_tg4_v1, FAMILY_IPV4)

@@ -8,6 +8,31 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#ifdef TSDT_KPROBES
+#include "compat_kprobes.h"
+#else
+// A function that is verified on its own, once, and not again for every way that leads to it. (One with scalars only
+// needs no such word: it is that on every kernel.)
+#define VERIFIED_ONCE __noinline
+
+// Where a program is entered and left.
+#define ENTRY_OF(function) SEC("fentry/" #function)
+#define EXIT_OF(function) SEC("fexit/" #function)
+
+// bpf_loop (5.17, e6f2dd0f8067), with how often `callback` is called at most.
+#define compat_loop(count, limit, callback, context) bpf_loop(count, callback, context, 0)
+#define compat_search_all_cpus(count, callback, context) bpf_loop(count, callback, context, 0)
+// The same for loops of any length, whose context holds no pointers into maps.
+#define compat_long_loop(count, callback, context) bpf_loop(count, callback, context, 0)
+#define COMPAT_LONG_LOOP(callback, type)
+
+#define compat_next_id(last_id) (__sync_fetch_and_add(last_id, 1) + 1)
+
+// A field of one of nf_tables' structures.
+#define NFT_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
+#define NFT_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
+#endif
+
 // The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).
 #define compat_kfree_skb_reason(ctx) \
 	(bpf_core_type_exists(enum skb_drop_reason) ? (u32)((ctx)[2]) : 0)
@@ -30,6 +55,10 @@ static __always_inline bool compat_in_task(void *ctx)
 	return !((u32)BPF_CORE_READ(task, thread_info.preempt_count) & interrupted);
 #endif
 }
+
+// The CPU that a process runs on: in thread_info on arm64, and everywhere from 5.16 (bcf9033e5449).
+#define compat_task_cpu(task) \
+	(bpf_core_field_exists((task)->thread_info.cpu) ? (task)->thread_info.cpu : (task)->cpu)
 
 // Whether it is a process's doing: what ksoftirqd and other kernel threads do is not.
 static __always_inline bool compat_in_process(void *ctx)

@@ -26,6 +26,7 @@ enum trail_kind {
 	TRAIL_DROP = 2,      // struct nft_expr *: another expression has dropped
 	TRAIL_JUMP_TO = 3,   // struct nft_chain *: another expression jumps or goes there; the expression follows
 	TRAIL_JUMP_BY = 4,   // struct nft_expr *: that expression
+	TRAIL_PENDING = 5,   // struct nft_expr *: kprobes only: an expression has begun, its end was not seen (yet)
 	TRAIL_KIND = 7,
 };
 
@@ -110,6 +111,8 @@ struct verdict {
 	u8 pf;
 	u16 family;
 	u16 named; // chain and number are known
+	u32 gencursor; // nf_tables of 5.10: which of each chain's two lists of rules the packet met
+	u32 pad;
 	struct net_device *in;
 	struct net_device *out;
 	char table[TSDT_NAME_LEN];

@@ -32,9 +32,23 @@ struct path {
 	u64 dropped_by; // struct nft_expr *, 0 when no expression dropped
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
 	u64 hash;       // over the expressions
+	u32 gencursor;  // kprobes, 5.10: as in struct verdict
+	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
 	struct path_step step[TSDT_PATH_MAX];
 };
 
+struct rule_search {
+	u64 at; // address of the next rule
+	u64 end;
+	u64 expr;
+	u64 handle;
+	u32 number;
+	u32 found;
+};
+
+#ifdef TSDT_KPROBES
+#include "nft_rule_kprobes.h"
+#else
 #define MAX_RULES (1 << 20)
 
 // Address of the blob of `chain` that holds `expr`, or NULL. Both generations are looked at: they never
@@ -55,15 +69,6 @@ static __always_inline struct nft_rule_blob *blob_of(u64 chain_address, u64 expr
 	return NULL;
 }
 
-struct rule_search {
-	u64 at; // address of the next rule
-	u64 end;
-	u64 expr;
-	u64 handle;
-	u32 number;
-	u32 found;
-};
-
 // Rules are walked forward from the start of the blob: only so is each boundary known for certain.
 static long visit_rule(u32 index, struct rule_search *search)
 {
@@ -83,15 +88,33 @@ static long visit_rule(u32 index, struct rule_search *search)
 	return 1;
 }
 
+static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 expr)
+{
+	return blob_of(chain, expr);
+}
+
+// Which rule of the chain it is that holds `expr`.
+static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
+{
+	struct nft_rule_blob *blob = blob_of(chain, expr);
+
+	search->expr = expr;
+	if (!blob)
+		return;
+	search->at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
+	search->end = search->at + BPF_CORE_READ(blob, size);
+	bpf_loop(MAX_RULES, visit_rule, search, 0);
+}
+#endif
+
 // The verdict of an nft_immediate. False when it loads a register instead.
 static __always_inline bool immediate_verdict(u64 expr_address, struct nft_verdict *verdict)
 {
-	struct nft_expr *expr = (struct nft_expr *)expr_address;
-	struct nft_immediate_expr *immediate = (struct nft_immediate_expr *)&expr->data[0];
+	u64 immediate = expr_address + NFT_FIELD_OFFSET(nft_expr, data);
 
-	verdict->code = BPF_CORE_READ(immediate, data.verdict.code);
-	verdict->chain = BPF_CORE_READ(immediate, data.verdict.chain);
-	return BPF_CORE_READ(immediate, dreg) == NFT_REG_VERDICT;
+	verdict->code = NFT_READ(nft_immediate_expr, immediate, data.verdict.code);
+	verdict->chain = NFT_READ(nft_immediate_expr, immediate, data.verdict.chain);
+	return NFT_READ(nft_immediate_expr, immediate, dreg) == NFT_REG_VERDICT;
 }
 
 // Where the steps of the packet that is handled now may lie: on this CPU and, when its process has been moved, before
@@ -163,6 +186,12 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	kind = step->what & TRAIL_KIND;
 	chain = address; // entered by this step; `by` is the expression that led there, 0 for the beginning
 	drops = kind == TRAIL_DROP;
+#ifdef TSDT_KPROBES
+	if (kind == TRAIL_PENDING) {
+		path->pending |= !path->verdicts;
+		return 0;
+	}
+#endif
 	if (kind == TRAIL_JUMP_BY) {
 		path->jump_by = address;
 		path->verdicts++;
@@ -190,7 +219,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 		return 0;
 	}
 	path->verdicts++;
-	if (!path->wanted || !blob_of(chain, path->wanted))
+	if (!path->wanted || !chain_holds(path, chain, path->wanted))
 		return kind == TRAIL_BEGIN;
 	if (at >= TSDT_PATH_MAX)
 		return 1;
@@ -204,7 +233,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	return path->complete;
 }
 
-__noinline int read_segment(struct path *path, u32 which)
+VERIFIED_ONCE int read_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
 
@@ -213,7 +242,7 @@ __noinline int read_segment(struct path *path, u32 which)
 	reader.begin = path->segment[which].begin;
 	reader.end = path->segment[which].end;
 	reader.cpu = path->segment[which].cpu;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
+	compat_loop(TSDT_TRAIL_STEPS, TSDT_TRAIL_STEPS, visit_step, &reader);
 	return 0;
 }
 
@@ -228,6 +257,7 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 	path->complete = 0;
 	path->dropped_by = 0;
 	path->wanted = 0;
+	path->pending = 0;
 	path->hash = 0xcbf29ce484222325ULL;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->base_chain)
@@ -238,18 +268,18 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 static long visit_live(u32 back, struct trail_reader *reader)
 {
 	struct trail_step *step = segment_step(reader, back);
-	struct nft_pktinfo *pkt;
+	u64 pkt;
 
 	if (!step)
 		return 1;
-	pkt = (void *)step->pkt;
-	if (!pkt || (u64)BPF_CORE_READ(pkt, skb) != reader->path->skb)
+	pkt = step->pkt;
+	if (!pkt || (u64)NFT_READ(nft_pktinfo, pkt, skb) != reader->path->skb)
 		return 0;
-	reader->path->pkt = (u64)pkt;
+	reader->path->pkt = pkt;
 	return 1;
 }
 
-__noinline int search_segment(struct path *path, u32 which)
+VERIFIED_ONCE int search_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
 
@@ -258,7 +288,7 @@ __noinline int search_segment(struct path *path, u32 which)
 	reader.begin = path->segment[which].begin;
 	reader.end = path->segment[which].end;
 	reader.cpu = path->segment[which].cpu;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &reader, 0);
+	compat_loop(TSDT_TRAIL_STEPS, TSDT_TRAIL_STEPS, visit_live, &reader);
 	return 0;
 }
 
@@ -275,21 +305,32 @@ static __always_inline u64 live_traversal(u64 skb, struct path *path)
 
 static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *out)
 {
-	struct nft_chain *chain = (struct nft_chain *)chain_address;
-
-	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), BPF_CORE_READ(chain, name));
-	out->chain_handle = BPF_CORE_READ(chain, handle);
+	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), NFT_READ(nft_chain, chain_address, name));
+	out->chain_handle = NFT_READ(nft_chain, chain_address, handle);
 	out->handle = 0;
 	out->number = 0;
 }
 
+static __always_inline u16 table_family(struct nft_table *table)
+{
+#ifdef TSDT_KPROBES
+	if (!module_types) {
+		u16 word = 0;
+
+		bpf_probe_read_kernel(&word, sizeof(word), &((struct nft_table_5_10 *)(u64)table)->family);
+		return word & 0x3f;
+	}
+#endif
+	return BPF_CORE_READ_BITFIELD_PROBED(table, family);
+}
+
 static __always_inline void describe_table(u64 chain_address, struct tsdt_cause *cause)
 {
-	struct nft_table *table = BPF_CORE_READ((struct nft_chain *)chain_address, table);
+	struct nft_table *table = NFT_READ(nft_chain, chain_address, table);
 
-	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), BPF_CORE_READ(table, name));
-	cause->table_handle = BPF_CORE_READ(table, handle);
-	cause->family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), NFT_READ(nft_table, table, name));
+	cause->table_handle = NFT_READ(nft_table, table, handle);
+	cause->family = table_family(table);
 }
 
 struct path_reader {
@@ -302,19 +343,12 @@ static long describe_step(u32 index, struct path_reader *reader)
 	const struct path *path = reader->path;
 	struct tsdt_cause *cause = reader->cause;
 	struct rule_search search = {};
-	struct nft_rule_blob *blob;
 	u32 from = path->steps - 1 - index; // the path is newest first
 
 	if (index >= path->steps || index >= TSDT_PATH_MAX || from >= TSDT_PATH_MAX)
 		return 1;
 	describe_chain(path->step[from].chain, &cause->step[index]);
-	search.expr = path->step[from].expr;
-	blob = blob_of(path->step[from].chain, search.expr);
-	if (blob) {
-		search.at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
-		search.end = search.at + BPF_CORE_READ(blob, size);
-		bpf_loop(MAX_RULES, visit_rule, &search, 0);
-	}
+	find_rule(path, path->step[from].chain, path->step[from].expr, &search);
 	if (search.found) {
 		cause->step[index].handle = search.handle;
 		cause->step[index].number = search.number;
@@ -331,5 +365,5 @@ static __always_inline void describe_path(const struct path *path, struct tsdt_c
 	if (!path->steps)
 		return;
 	describe_table(path->step[0].chain, cause);
-	bpf_loop(TSDT_PATH_MAX, describe_step, &reader, 0);
+	compat_loop(TSDT_PATH_MAX, TSDT_PATH_MAX, describe_step, &reader);
 }

@@ -4,6 +4,9 @@
 
 #include "maps.h"
 
+#ifdef TSDT_KPROBES
+#include "nft_trail_kprobes.h"
+#else
 // These two run for packets that pass. Arguments are taken from the context when they are needed: what lives across
 // a call costs registers to save.
 SEC("fentry/nft_do_chain")
@@ -72,6 +75,8 @@ static __always_inline int expression_done(const struct nft_expr *expr, const st
 		return expression_done(expr, regs, pkt);                                                          \
 	}
 
+#endif
+
 // All that may set a drop or a jump, up to 7.2, but for the matches of nft_compat: they are many, and drop only by
 // `hotdrop`.
 NFT_EXPRESSION(nft_lookup_eval)     // verdict maps
@@ -121,7 +126,7 @@ int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
 	if (!known)
 		return 0;
 	move = &known->move[known->count % TSDT_MOVES];
-	move->from = task->thread_info.cpu;
+	move->from = compat_task_cpu(task);
 	move->to = cpu;
 	move->end = trail_end(trail_of(move->from));
 	move->begin = trail_end(trail_of(move->to));

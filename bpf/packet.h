@@ -98,7 +98,7 @@ static __always_inline bool read_ipv6(struct tsdt_drop *drop, const void *l3)
 	__builtin_memcpy(drop->daddr, ip.daddr, 16);
 
 	walk.next = ip.nexthdr;
-	bpf_loop(MAX_EXTENSION_HEADERS, skip_extension_header, &walk, 0);
+	compat_loop(MAX_EXTENSION_HEADERS, MAX_EXTENSION_HEADERS, skip_extension_header, &walk);
 	drop->proto = walk.next;
 	if (!walk.fragment)
 		read_l4(drop, l3 + walk.at);
@@ -108,7 +108,7 @@ static __always_inline bool read_ipv6(struct tsdt_drop *drop, const void *l3)
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
 // A global function, as are others below: the verifier then looks at each of them once, and not again for
 // every way that leads to it.
-__noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
+VERIFIED_ONCE int read_packet(struct tsdt_drop *drop, u64 skb_address)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	u64 nfct = BPF_CORE_READ(skb, _nfct);

@@ -10,16 +10,31 @@ static __always_inline int bump(u32 which, u32 by)
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+// A kretprobe may be missed: then the next change's end makes the generation even again.
+static __always_inline int change_begins(u32 which)
+{
+	return bump(which, generation(which) & 1 ? 2 : 1);
+}
+static __always_inline int change_ends(u32 which)
+{
+	return bump(which, generation(which) & 1 ? 1 : 2);
+}
+#else
+#define change_begins(which) bump(which, 1)
+#define change_ends(which) bump(which, 1)
+#endif
+
 // The ruleset changes while the function runs: its generation is odd for that time.
-#define RULESET_CHANGE(function, which)                                                     \
-	SEC("fentry/" #function) int function##_begin(void *ctx) { return bump(which, 1); } \
-	SEC("fexit/" #function) int function##_end(void *ctx) { return bump(which, 1); }
+#define RULESET_CHANGE(function, which)                                                    \
+	ENTRY_OF(function) int function##_begin(void *ctx) { return change_begins(which); } \
+	EXIT_OF(function) int function##_end(void *ctx) { return change_ends(which); }
 
 // A table is there when the function has ended, or gone before it begins.
 #define TABLE_COMES(function) \
-	SEC("fexit/" #function) int function##_end(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
+	EXIT_OF(function) int function##_end(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
 #define TABLE_GOES(function) \
-	SEC("fentry/" #function) int function##_begin(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
+	ENTRY_OF(function) int function##_begin(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
 
 RULESET_CHANGE(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 RULESET_CHANGE(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES) // replaced, or old counters added back

@@ -73,8 +73,13 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_nftables {
+	u8 gencursor; // to 5.12
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_nftables nft;
 };
 
 typedef struct {
@@ -117,6 +122,7 @@ struct sk_buff {
 enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };
 
 struct nf_hook_ops {
+	void *priv;
 	unsigned int hooknum;
 };
 
@@ -158,7 +164,7 @@ struct nft_pktinfo {
 	const struct nf_hook_state *state;
 };
 
-struct nft_table {
+struct nft_table { // see also bpf/nft_types_5_10.h
 	u64 handle;
 	u16 family : 6;
 	char *name;
@@ -229,6 +235,7 @@ struct thread_info {
 struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
+	unsigned int cpu; // to 5.15
 	unsigned int flags;
 	int rcu_read_lock_nesting; // with CONFIG_PREEMPT_RCU
 };
