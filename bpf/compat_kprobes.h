@@ -4,7 +4,7 @@
 // e5069b9c23b3).
 #pragma once
 
-#include "nft_types_5_10.h"
+#include "module_types_5_10.h"
 
 // Whether modules have type information (5.11, 36e68442d1af). Without it nf_tables is read as 5.10 lays it out.
 const volatile bool module_types;
@@ -55,17 +55,22 @@ static __always_inline u32 *loop_level(void)
 			if (begin + i >= count || callback##_turn(level, begin + i))    \
 				return 1;                                               \
 		return 0;                                                               \
+	}                                                                               \
+	__noinline int callback##_loop(u32 level, u32 count)                            \
+	{                                                                               \
+		for (u32 i = 0; i < LOOP_TURNS; i++)                                    \
+			if (callback##_turns(level, i * LOOP_TURNS, count))             \
+				return 1;                                               \
+		return 0;                                                               \
 	}
 
 #define compat_long_loop(count, callback, context)                                                        \
 	do {                                                                                              \
-		u32 *loops__ = loop_level(), level__ = (*loops__)++ % LOOP_LEVELS, count__ = (count);     \
+		u32 *loops__ = loop_level(), level__ = (*loops__)++ % LOOP_LEVELS;                        \
 		typeof(*(context)) *slot__ = bpf_map_lookup_elem(&callback##_contexts, &level__);         \
 		if (slot__) {                                                                             \
 			*slot__ = *(context);                                                             \
-			for (u32 i__ = 0; i__ < LOOP_TURNS; i__++)                                        \
-				if (callback##_turns(level__, i__ * LOOP_TURNS, count__))                 \
-					break;                                                            \
+			callback##_loop(level__, count);                                                  \
 			*(context) = *slot__;                                                             \
 		}                                                                                         \
 		(*loop_level())--;                                                                        \
@@ -82,7 +87,11 @@ static __always_inline u32 next_id(void)
 }
 #define compat_next_id(last_id) next_id()
 
-#define NFT_READ(type, pointer, field)                                                                              \
+// Before a variable is compared with a bound: keeps it in one register from there on. What is compared in one and used
+// in another, or read again from the stack, has no bound for the verifier of 5.10.
+#define compat_bound(variable) barrier_var(variable)
+
+#define MODULE_READ(type, pointer, field)                                                                              \
 	({                                                                                                          \
 		typeof(((struct type *)0)->field) read__ = 0;                                                       \
 		u64 pointer__ = (u64)(pointer);                                                                     \
@@ -92,7 +101,7 @@ static __always_inline u32 next_id(void)
 			bpf_probe_read_kernel(&read__, sizeof(read__), &((struct type##_5_10 *)pointer__)->field); \
 		read__;                                                                                             \
 	})
-#define NFT_FIELD_OFFSET(type, field)                                                                               \
+#define MODULE_FIELD_OFFSET(type, field)                                                                               \
 	(module_types ? bpf_core_field_offset(struct type, field) : __builtin_offsetof(struct type##_5_10, field))
 
 // ---- calls under way: what a function was called with, for when it returns ----

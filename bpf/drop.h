@@ -126,6 +126,15 @@ static __always_inline struct scratch *this_cpu_scratch(u32 emitter)
 	return bpf_map_lookup_elem(&scratches, &emitter);
 }
 
+#ifdef TSDT_KPROBES
+static __always_inline struct path *path_of(u32 owner)
+{
+	struct scratch *scratch = this_cpu_scratch(owner);
+
+	return scratch ? &scratch->path : NULL;
+}
+#endif
+
 static const struct tsdt_cause no_cause;
 
 static __always_inline void count_lost(u32 where)
@@ -233,9 +242,9 @@ static u64 rule_site, policy_site;
 // one that is not traced, or its program may not have been run, so all that is known must agree.
 static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
 {
-	u64 base = chain_address - NFT_FIELD_OFFSET(nft_base_chain, chain);
+	u64 base = chain_address - MODULE_FIELD_OFFSET(nft_base_chain, chain);
 
-	if (NFT_READ(nft_base_chain, base, policy) != NF_DROP || NFT_READ(nft_base_chain, base, ops.hooknum) != key->hook)
+	if (MODULE_READ(nft_base_chain, base, policy) != NF_DROP || MODULE_READ(nft_base_chain, base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
 		return true;
@@ -301,7 +310,7 @@ VERIFIED_ONCE int attribute_live_traversal(struct scratch *scratch, u64 skb)
 	pkt = live_traversal(skb, &scratch->path);
 	if (!pkt)
 		return 0;
-	apply_state(scratch, NFT_READ(nft_pktinfo, pkt, state));
+	apply_state(scratch, MODULE_READ(nft_pktinfo, pkt, state));
 	return attribute_nft(scratch, pkt, PLACE_NFT_DO_CHAIN);
 }
 
@@ -497,6 +506,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 	drop->key.location = location;
 	drop->key.reason = compat_kfree_skb_reason(ctx);
 	drop->key.hook = 0xff;
+	scratch->path.owner = emitter;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
 	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was

@@ -99,13 +99,13 @@ static __always_inline struct traversals *traversals_of(u32 cpu)
 
 // What to add to a per-CPU address to get this CPU's copy.
 #ifdef TSDT_KPROBES
-extern const void __per_cpu_offset __ksym; // kernels that old have no type information of variables
+const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no types of variables
 
 static __always_inline u64 this_cpu_offset(void)
 {
 	u64 offset = 0;
 
-	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)&__per_cpu_offset + bpf_get_smp_processor_id());
+	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)per_cpu_offset_at + bpf_get_smp_processor_id());
 	return offset;
 }
 #else
@@ -216,7 +216,7 @@ static long visit_entry(u32 index, struct walk *walk)
 		struct xt_target *kind = target.target;
 		u64 name = 0;
 
-		bpf_core_read(&name, sizeof(name), &kind->name);
+		bpf_probe_read_kernel(&name, sizeof(name), (void *)kind + MODULE_FIELD_OFFSET(xt_target, name));
 		if (!(name & 0xff)) {
 			walk->standard = (u64)target.target;
 			drops = target.verdict == -NF_DROP - 1;
@@ -328,13 +328,24 @@ static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool els
 
 // Before 5.12 (5ffa25502b5a) BPF has no compare-and-swap. All who look at these counters run on their CPU, one on top
 // of another: the one below is left alone.
-static u32 claiming[TSDT_MAX_CPUS];
+struct claiming {
+	u32 busy;
+	u32 moved; // counters
+	u32 key;   // chunk of the last one of them
+	u32 index; // in that chunk
+};
+static struct claiming claiming[TSDT_MAX_CPUS];
 
-// How many counters of a chunk have moved, times 256, plus the index of the last one of them. All are taken note of.
+static __always_inline struct claiming *claiming_here(void)
+{
+	return &claiming[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+}
+
+// Takes note of all counters of a chunk that have moved.
 __noinline int moved_in_chunk(u32 key, u32 count)
 {
 	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
-	u32 moved = 0, last = 0;
+	struct claiming *here = claiming_here();
 
 	if (!chunk)
 		return 0;
@@ -347,37 +358,40 @@ __noinline int moved_in_chunk(u32 key, u32 count)
 		bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
 		if (now != watched->pcnt) {
 			watched->pcnt = now;
-			moved++;
-			last = i;
+			here->moved++;
+			here->key = key;
+			here->index = i;
 		}
 	}
-	return moved << 8 | last;
+	return 0;
+}
+
+__noinline int moved_in_chunks(u32 first, u32 count)
+{
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < count; i++)
+		moved_in_chunk(first + i, count - i * CHUNK);
+	return 0;
 }
 
 static __always_inline void compare_chunks(struct comparison *comparison, u32 limit)
 {
-	u32 *busy = &claiming[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+	struct claiming *here = claiming_here();
+	struct candidate *watched;
 
-	if (*busy) {
-		comparison->moved = 2; // nothing is known for certain
+	comparison->moved = 2; // nothing is known for certain
+	if (here->busy)
 		return;
+	here->busy = 1;
+	here->moved = 0;
+	moved_in_chunks(comparison->first, comparison->count);
+	comparison->moved = here->moved;
+	watched = candidate(here->key, here->index & (CHUNK - 1));
+	if (watched) {
+		comparison->claim->offset = watched->offset;
+		comparison->claim->chain = watched->chain;
+		comparison->claim->number = watched->number;
 	}
-	*busy = 1;
-	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < comparison->count; i++) {
-		u32 found = moved_in_chunk(comparison->first + i, comparison->count - i * CHUNK);
-		struct candidate *watched;
-
-		if (!(found >> 8))
-			continue;
-		comparison->moved += found >> 8;
-		watched = candidate(comparison->first, i * CHUNK + (found & (CHUNK - 1)));
-		if (watched) {
-			comparison->claim->offset = watched->offset;
-			comparison->claim->chain = watched->chain;
-			comparison->claim->number = watched->number;
-		}
-	}
-	*busy = 0;
+	here->busy = 0;
 }
 #else
 // 1 when the counter has moved, which is then taken note of. On its own, so that it is verified once.
@@ -698,12 +712,16 @@ const volatile bool table_is_first; // of the arguments: from 5.16 (9dd43a5f4b11
 
 static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 {
-	u64 frame = frame_at_entry(ctx);
+	u64 frame = frame_at_entry(ctx), first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx);
 	struct call call = {};
 
-	call.first = table_is_first ? PT_REGS_PARM1(ctx) : PT_REGS_PARM3(ctx);
-	call.second = table_is_first ? PT_REGS_PARM2(ctx) : PT_REGS_PARM1(ctx);
-	call.third = table_is_first ? PT_REGS_PARM3(ctx) : PT_REGS_PARM2(ctx);
+	// All three are read before one is chosen: the verifier knows registers by fixed offsets only.
+	barrier_var(first);
+	barrier_var(second);
+	barrier_var(third);
+	call.first = table_is_first ? first : third;
+	call.second = table_is_first ? second : first;
+	call.third = table_is_first ? third : second;
 	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
 	return table_begin((void *)call.first, (void *)call.second, (void *)call.third, family);
 }

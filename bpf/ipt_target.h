@@ -6,32 +6,50 @@
 #include "ipt_table.h"
 
 #ifdef TSDT_KPROBES
-// 1 and the index of the candidate whose target this is, or 0.
+// Looks for the candidate whose target this is.
 __noinline int target_in_chunk(u32 key, u32 count, u32 target)
 {
 	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+	struct claiming *here = claiming_here();
 
-	for (u32 i = 0; chunk && i < CHUNK && i < count; i++)
-		if (chunk->candidate[i].target == target)
-			return i + 1;
+	if (!chunk)
+		return 0;
+	for (u32 i = 0; i < CHUNK && i < count; i++) {
+		if (chunk->candidate[i].target == target) {
+			here->moved++;
+			here->key = key;
+			here->index = i;
+		}
+	}
+	return 0;
+}
+
+__noinline int target_in_chunks(u32 first, u32 count, u32 target)
+{
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < count; i++)
+		target_in_chunk(first + i, count - i * CHUNK, target);
 	return 0;
 }
 
 // Fills in which rule it is that has the target at this offset of the blob.
 static __always_inline bool find_target(struct table_slot *slot, struct claim *claim, u32 target)
 {
-	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < slot->count; i++) {
-		u32 found = target_in_chunk(slot->first + i, slot->count - i * CHUNK, target);
-		struct candidate *watched = found ? candidate(slot->first, i * CHUNK + found - 1) : NULL;
+	struct claiming *here = claiming_here();
+	struct candidate *watched;
 
-		if (!watched)
-			continue;
-		claim->offset = watched->offset;
-		claim->chain = watched->chain;
-		claim->number = watched->number;
-		return true;
-	}
-	return false;
+	if (here->busy)
+		return false;
+	here->busy = 1;
+	here->moved = 0;
+	target_in_chunks(slot->first, slot->count, target);
+	watched = here->moved ? candidate(here->key, here->index & (CHUNK - 1)) : NULL;
+	here->busy = 0;
+	if (!watched)
+		return false;
+	claim->offset = watched->offset;
+	claim->chain = watched->chain;
+	claim->number = watched->number;
+	return true;
 }
 #else
 struct target_search {
@@ -81,7 +99,7 @@ static __always_inline bool find_target(struct table_slot *slot, struct claim *c
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
-	u64 target = (u64)BPF_CORE_READ(par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	u64 target = (u64)MODULE_READ(xt_action_param, par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
 	u64 blob;
 	u32 key = DRAFT_TARGET + family;
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
@@ -101,7 +119,7 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	if (!find_target(slot, &draft->claim, target - blob))
 		return 0;
 	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
-	table_verdict(draft, skb, BPF_CORE_READ(par, state), family);
+	table_verdict(draft, skb, MODULE_READ(xt_action_param, par, state), family);
 	return 0;
 }
 
@@ -130,7 +148,8 @@ static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 	if ((u32)PT_REGS_RC(ctx) != NF_DROP)
 		return 0;
 	if (family == FAMILY_OF_STATE) {
-		u8 pf = BPF_CORE_READ((struct xt_action_param *)par, state, pf);
+		const struct nf_hook_state *state = MODULE_READ(xt_action_param, par, state);
+		u8 pf = BPF_CORE_READ(state, pf);
 
 		family = pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	}

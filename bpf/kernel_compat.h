@@ -26,11 +26,12 @@
 #define compat_long_loop(count, callback, context) bpf_loop(count, callback, context, 0)
 #define COMPAT_LONG_LOOP(callback, type)
 
+#define compat_bound(variable) (void)0
 #define compat_next_id(last_id) (__sync_fetch_and_add(last_id, 1) + 1)
 
-// A field of one of nf_tables' structures.
-#define NFT_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
-#define NFT_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
+// A field of a structure that is netfilter's modules' own.
+#define MODULE_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
+#define MODULE_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
 #endif
 
 // The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).

@@ -33,6 +33,7 @@ struct path {
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
 	u64 hash;       // over the expressions
 	u32 gencursor;  // kprobes, 5.10: as in struct verdict
+	u32 owner;      // kprobes: which of this CPU's places to work in has this path
 	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
 	struct path_step step[TSDT_PATH_MAX];
 };
@@ -49,6 +50,8 @@ struct rule_search {
 #ifdef TSDT_KPROBES
 #include "nft_rule_kprobes.h"
 #else
+#define compat_with_path(function, path, which) function(path, which)
+
 #define MAX_RULES (1 << 20)
 
 // Address of the blob of `chain` that holds `expr`, or NULL. Both generations are looked at: they never
@@ -107,14 +110,20 @@ static __always_inline void find_rule(const struct path *path, u64 chain, u64 ex
 }
 #endif
 
-// The verdict of an nft_immediate. False when it loads a register instead.
-static __always_inline bool immediate_verdict(u64 expr_address, struct nft_verdict *verdict)
-{
-	u64 immediate = expr_address + NFT_FIELD_OFFSET(nft_expr, data);
+// The kernel's struct nft_verdict: a copy of our own, whose fields are where they are.
+struct immediate_verdict {
+	s32 code;
+	u64 chain; // struct nft_chain *
+};
 
-	verdict->code = NFT_READ(nft_immediate_expr, immediate, data.verdict.code);
-	verdict->chain = NFT_READ(nft_immediate_expr, immediate, data.verdict.chain);
-	return NFT_READ(nft_immediate_expr, immediate, dreg) == NFT_REG_VERDICT;
+// The verdict of an nft_immediate. False when it loads a register instead.
+static __always_inline bool immediate_verdict(u64 expr_address, struct immediate_verdict *verdict)
+{
+	u64 immediate = expr_address + MODULE_FIELD_OFFSET(nft_expr, data);
+
+	verdict->code = MODULE_READ(nft_immediate_expr, immediate, data.verdict.code);
+	verdict->chain = (u64)MODULE_READ(nft_immediate_expr, immediate, data.verdict.chain);
+	return MODULE_READ(nft_immediate_expr, immediate, dreg) == NFT_REG_VERDICT;
 }
 
 // Where the steps of the packet that is handled now may lie: on this CPU and, when its process has been moved, before
@@ -198,13 +207,13 @@ static long visit_step(u32 back, struct trail_reader *reader)
 		return 0;
 	}
 	if (kind == TRAIL_IMMEDIATE) {
-		struct nft_verdict verdict = {};
+		struct immediate_verdict verdict = {};
 
 		if (!immediate_verdict(address, &verdict))
 			return 0;
 		drops = (verdict.code & NF_VERDICT_MASK) == NF_DROP;
 		by = address;
-		chain = (u64)verdict.chain;
+		chain = verdict.chain;
 	} else if (kind == TRAIL_JUMP_TO) {
 		by = path->jump_by;
 	} else if (kind == TRAIL_BEGIN) {
@@ -221,6 +230,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	path->verdicts++;
 	if (!path->wanted || !chain_holds(path, chain, path->wanted))
 		return kind == TRAIL_BEGIN;
+	compat_bound(at);
 	if (at >= TSDT_PATH_MAX)
 		return 1;
 	path->step[at].chain = chain;
@@ -233,7 +243,10 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	return path->complete;
 }
 
-VERIFIED_ONCE int read_segment(struct path *path, u32 which)
+#ifdef TSDT_KPROBES
+SEGMENT_LOOP(read_segment, visit_step)
+#else
+__noinline int read_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
 
@@ -242,9 +255,10 @@ VERIFIED_ONCE int read_segment(struct path *path, u32 which)
 	reader.begin = path->segment[which].begin;
 	reader.end = path->segment[which].end;
 	reader.cpu = path->segment[which].cpu;
-	compat_loop(TSDT_TRAIL_STEPS, TSDT_TRAIL_STEPS, visit_step, &reader);
+	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
 	return 0;
 }
+#endif
 
 // Reads the trail of the traversal `pkt`, in the segments that have been found. Fills in `path` when an expression
 // dropped. Returns the base chain, or 0 when the trail does not reach back to it.
@@ -261,7 +275,7 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 	path->hash = 0xcbf29ce484222325ULL;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->base_chain)
-			read_segment(path, i);
+			compat_with_path(read_segment, path, i);
 	return path->base_chain;
 }
 
@@ -273,13 +287,16 @@ static long visit_live(u32 back, struct trail_reader *reader)
 	if (!step)
 		return 1;
 	pkt = step->pkt;
-	if (!pkt || (u64)NFT_READ(nft_pktinfo, pkt, skb) != reader->path->skb)
+	if (!pkt || (u64)MODULE_READ(nft_pktinfo, pkt, skb) != reader->path->skb)
 		return 0;
 	reader->path->pkt = pkt;
 	return 1;
 }
 
-VERIFIED_ONCE int search_segment(struct path *path, u32 which)
+#ifdef TSDT_KPROBES
+SEGMENT_LOOP(search_segment, visit_live)
+#else
+__noinline int search_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
 
@@ -288,9 +305,10 @@ VERIFIED_ONCE int search_segment(struct path *path, u32 which)
 	reader.begin = path->segment[which].begin;
 	reader.end = path->segment[which].end;
 	reader.cpu = path->segment[which].cpu;
-	compat_loop(TSDT_TRAIL_STEPS, TSDT_TRAIL_STEPS, visit_live, &reader);
+	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &reader, 0);
 	return 0;
 }
+#endif
 
 // The nft_pktinfo of the newest traversal of this packet, which must be under way still, or 0.
 static __always_inline u64 live_traversal(u64 skb, struct path *path)
@@ -299,14 +317,14 @@ static __always_inline u64 live_traversal(u64 skb, struct path *path)
 	path->pkt = 0;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->pkt)
-			search_segment(path, i);
+			compat_with_path(search_segment, path, i);
 	return path->pkt;
 }
 
 static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *out)
 {
-	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), NFT_READ(nft_chain, chain_address, name));
-	out->chain_handle = NFT_READ(nft_chain, chain_address, handle);
+	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), MODULE_READ(nft_chain, chain_address, name));
+	out->chain_handle = MODULE_READ(nft_chain, chain_address, handle);
 	out->handle = 0;
 	out->number = 0;
 }
@@ -326,10 +344,10 @@ static __always_inline u16 table_family(struct nft_table *table)
 
 static __always_inline void describe_table(u64 chain_address, struct tsdt_cause *cause)
 {
-	struct nft_table *table = NFT_READ(nft_chain, chain_address, table);
+	struct nft_table *table = MODULE_READ(nft_chain, chain_address, table);
 
-	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), NFT_READ(nft_table, table, name));
-	cause->table_handle = NFT_READ(nft_table, table, handle);
+	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), MODULE_READ(nft_table, table, name));
+	cause->table_handle = MODULE_READ(nft_table, table, handle);
 	cause->family = table_family(table);
 }
 

@@ -5,6 +5,31 @@
 
 const volatile bool rules_in_blobs;
 
+// A loop over the steps of a segment. Each turn is verified once, so it is told whose path it is, and which segment.
+static __always_inline struct path *path_of(u32 owner);
+
+#define SEGMENT_LOOP(function, callback)                                                   \
+	__noinline int callback##_at(u32 owner, u32 which, u32 back)                       \
+	{                                                                                  \
+		struct path *path = path_of(owner);                                        \
+		struct trail_reader reader = {.path = path};                               \
+                                                                                           \
+		compat_bound(which);                                                       \
+		if (!path || which >= TSDT_MOVES)                                          \
+			return 1;                                                          \
+		reader.begin = path->segment[which].begin;                                 \
+		reader.end = path->segment[which].end;                                     \
+		reader.cpu = path->segment[which].cpu;                                     \
+		return callback(back, &reader) ? 1 : 0;                                    \
+	}                                                                                  \
+	__noinline int function##_of(u32 owner, u32 which)                                 \
+	{                                                                                  \
+		for (u32 i = 0; i < TSDT_TRAIL_STEPS && !callback##_at(owner, which, i);)  \
+			i++;                                                               \
+		return 0;                                                                  \
+	}
+#define compat_with_path(function, path, which) function##_of((path)->owner, which)
+
 // Both kinds of lists. `at` is the address of the next rule, or of where the list has the address of the next rule.
 static long visit_rule(u32 index, struct rule_search *search)
 {
@@ -61,7 +86,7 @@ struct {
 	__type(value, struct known_rule);
 } known_rules SEC(".maps");
 
-static __noinline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
+static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
 {
 	struct known_rule_key key = {.chain = chain, .expr = expr, .gencursor = path->gencursor};
 	const struct known_rule *known;
@@ -112,8 +137,8 @@ static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 
 // Whether this is a base chain: what is read of it must agree with what netfilter says of its hook.
 static __noinline bool is_base_chain(u64 chain, u32 hook)
 {
-	u64 base = chain - NFT_FIELD_OFFSET(nft_base_chain, chain);
-	struct nft_table *table = NFT_READ(nft_chain, chain, table);
+	u64 base = chain - MODULE_FIELD_OFFSET(nft_base_chain, chain);
+	struct nft_table *table = MODULE_READ(nft_chain, chain, table);
 	u64 priv = 0;
 	char name[2] = {};
 
@@ -122,8 +147,8 @@ static __noinline bool is_base_chain(u64 chain, u32 hook)
 	bpf_probe_read_kernel(&priv, sizeof(priv), &((struct nft_base_chain_5_10 *)base)->ops.priv);
 	if (priv && priv != chain) // the hook's argument is the chain; those of devices have it elsewhere
 		return false;
-	if (NFT_READ(nft_base_chain, base, ops.hooknum) != hook || NFT_READ(nft_base_chain, base, policy) > 1)
+	if (MODULE_READ(nft_base_chain, base, ops.hooknum) != hook || MODULE_READ(nft_base_chain, base, policy) > 1)
 		return false;
-	return bpf_probe_read_kernel_str(name, sizeof(name), NFT_READ(nft_chain, chain, name)) > 1 &&
-	       bpf_probe_read_kernel_str(name, sizeof(name), NFT_READ(nft_table, table, name)) > 1;
+	return bpf_probe_read_kernel_str(name, sizeof(name), MODULE_READ(nft_chain, chain, name)) > 1 &&
+	       bpf_probe_read_kernel_str(name, sizeof(name), MODULE_READ(nft_table, table, name)) > 1;
 }

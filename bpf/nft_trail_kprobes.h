@@ -20,7 +20,7 @@ SEC("kprobe/nft_immediate_eval")
 int nft_immediate_eval_begin(struct pt_regs *ctx) // struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt
 {
 	u64 expr = PT_REGS_PARM1(ctx);
-	s32 code = NFT_READ(nft_immediate_expr, expr + NFT_FIELD_OFFSET(nft_expr, data), data.verdict.code);
+	s32 code = MODULE_READ(nft_immediate_expr, expr + MODULE_FIELD_OFFSET(nft_expr, data), data.verdict.code);
 
 	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
@@ -43,8 +43,8 @@ int nft_do_chain_end(struct pt_regs *ctx)
 	bpf_map_delete_elem(&calls, &frame);
 	if (((u32)PT_REGS_RC(ctx) & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
-	skb = (u64)NFT_READ(nft_pktinfo, pkt, skb);
-	state = NFT_READ(nft_pktinfo, pkt, state);
+	skb = (u64)MODULE_READ(nft_pktinfo, pkt, skb);
+	state = MODULE_READ(nft_pktinfo, pkt, state);
 	begin_verdict(&verdict, (struct sk_buff *)skb, state);
 	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
 	verdict.rule = pkt;
@@ -86,9 +86,9 @@ static __always_inline int expression_done(struct pt_regs *ctx)
 		begun->pkt = 0;
 	bpf_map_delete_elem(&calls, &frame);
 
-	code = NFT_READ(nft_regs, regs, verdict.code);
+	code = MODULE_READ(nft_regs, regs, verdict.code);
 	if (code == NFT_JUMP || code == NFT_GOTO) {
-		trail_add(trail, (void *)pkt, NFT_READ(nft_regs, regs, verdict.chain), TRAIL_JUMP_TO);
+		trail_add(trail, (void *)pkt, MODULE_READ(nft_regs, regs, verdict.chain), TRAIL_JUMP_TO);
 		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_JUMP_BY);
 	} else if ((code & NF_VERDICT_MASK) == NF_DROP) {
 		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_DROP);

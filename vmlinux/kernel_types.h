@@ -164,7 +164,7 @@ struct nft_pktinfo {
 	const struct nf_hook_state *state;
 };
 
-struct nft_table { // see also bpf/nft_types_5_10.h
+struct nft_table { // see also bpf/module_types_5_10.h
 	u64 handle;
 	u16 family : 6;
 	char *name;

@@ -30,6 +30,30 @@ void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& na
     }
 }
 
+// What lies within struct nft_chain, nft_base_chain and nft_table of 5.10.
+struct TypeSize {
+    const char* name;
+    unsigned size;
+};
+constexpr TypeSize sizes_of_5_10[] = {{"list_head", 16}, {"rhlist_head", 16}, {"rhltable", 136}, {"nf_hook_ops", 40}};
+
+bool sizes_are_those_of_5_10(const btf* types) {
+    for (const TypeSize& wanted : sizes_of_5_10) {
+        const int id = btf__find_by_name_kind(types, wanted.name, BTF_KIND_STRUCT);
+        if (id < 0 || btf__type_by_id(types, static_cast<unsigned>(id))->size != wanted.size)
+            return false;
+    }
+    return true;
+}
+
+bool has_value(const btf* types, const btf_type* type, std::string_view wanted) {
+    const struct btf_enum* values = btf_enum(type);
+    for (int i = 0; i < btf_vlen(type); ++i)
+        if (const char* name = btf__name_by_offset(types, values[i].name_off); name && name == wanted)
+            return true;
+    return false;
+}
+
 // Netfilter's modules, and those that define drop reasons of their own: other modules need not be read.
 constexpr std::string_view module_prefixes[] = {"nf_", "nft_",  "nfnetlink", "x_tables", "ip_tables", "ip6_tables",
                                                 "xt_", "ipt_", "ip6t_",     "mac80211", "openvswitch"};
@@ -56,6 +80,8 @@ void KernelTypes::read(const btf* types, unsigned from, int btf_object,
         if (btf_is_enum(type)) {
             if (std::string_view(name).ends_with("_drop_reason"))
                 add_reasons(types, type, names_);
+            else if (std::string_view(name) == "bpf_func_id")
+                has_bpf_loop_ = has_value(types, type, "BPF_FUNC_loop");
         } else if (functions.contains(std::string_view(name))) {
             functions_.try_emplace(name, FunctionId{btf_object, id});
         }
@@ -67,6 +93,8 @@ KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions) {
     if (!vmlinux)
         return;
     read(vmlinux.get(), 1, 0, functions);
+    if (!has_bpf_loop_)
+        lays_out_like_5_10_ = sizes_are_those_of_5_10(vmlinux.get());
     std::uint32_t id = 0;
     while (bpf_btf_get_next_id(id, &id) == 0) {
         Fd object(bpf_btf_get_fd_by_id(id));

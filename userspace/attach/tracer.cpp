@@ -10,7 +10,9 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -19,15 +21,24 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "attach/kallsyms.h"
 #include "attach/kernel_types.h"
 #include "tsdroptrace.skel.h"
+#include "tsdroptrace_kprobe.skel.h"
 
 namespace tsdroptrace::attach {
 namespace {
 
 struct ObjectDeleter {
-    void operator()(tsdroptrace_bpf* object) const { tsdroptrace_bpf::destroy(object); } // detaches and unloads
+    template <typename Skeleton>
+    void operator()(Skeleton* object) const { // detaches and unloads
+        Skeleton::destroy(object);
+    }
 };
+
+using FentryObject = std::unique_ptr<tsdroptrace_bpf, ObjectDeleter>;
+using KprobeObject = std::unique_ptr<tsdroptrace_kprobe_bpf, ObjectDeleter>;
+using Object = std::variant<FentryObject, KprobeObject>;
 
 struct LinkDeleter {
     void operator()(bpf_link* link) const { bpf_link__destroy(link); }
@@ -118,19 +129,22 @@ std::uint32_t pool_chunks(int cpus) {
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 4, 128));
 }
 
+constexpr std::string_view function_sections[] = {"fentry/", "fexit/", "kprobe/", "kretprobe/"};
+
 // "fentry/nft_do_chain" -> "nft_do_chain"; empty for a program that is not on a function.
 std::string_view function_of(const bpf_program* program) {
     const std::string_view section = bpf_program__section_name(program);
-    if (!section.starts_with("fentry/") && !section.starts_with("fexit/"))
-        return {};
-    return section.substr(section.find('/') + 1);
+    for (const std::string_view prefix : function_sections)
+        if (section.starts_with(prefix))
+            return section.substr(prefix.size());
+    return {};
 }
 
 // Every function that a program of the object can be attached to.
-std::set<std::string, std::less<>> functions_of(const tsdroptrace_bpf& object) {
+std::set<std::string, std::less<>> functions_of(const bpf_object* object) {
     std::set<std::string, std::less<>> functions;
     bpf_program* program;
-    bpf_object__for_each_program (program, object.obj)
+    bpf_object__for_each_program (program, object)
         if (const std::string_view function = function_of(program); !function.empty())
             functions.emplace(function);
     return functions;
@@ -169,21 +183,43 @@ std::set<std::string> modules_with_btf() {
     return modules;
 }
 
+// The modules that are loaded, and where. (/sys/module is there for the ones that are built in, too.)
+std::set<std::string> modules_loaded() {
+    std::set<std::string> modules;
+    std::ifstream file("/proc/modules"); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
+    for (std::string line; std::getline(file, line);)
+        modules.insert(line.substr(0, line.find(' ')) + line.substr(line.rfind(" 0x")));
+    return modules;
+}
+
 } // namespace
 
 // The programs are loaded as one object. When a module appears later, its programs come with another copy of the
 // object, which shares the maps of the first.
 struct Tracer::State {
-    using Object = std::unique_ptr<tsdroptrace_bpf, ObjectDeleter>;
+    // Of the first object; the others share them.
+    struct Maps {
+        const bpf_object* object = nullptr;
+        const bpf_map *bss = nullptr, *causes = nullptr, *flows = nullptr, *lost = nullptr, *control = nullptr,
+                      *events = nullptr;
+        const std::uint32_t* generations = nullptr;
+        const std::uint64_t* stood_in = nullptr; // none where programs are run on top of themselves
+    };
+    using Link = std::unique_ptr<bpf_link, LinkDeleter>;
 
     Filter filter;
     int cpus = 1;
     KernelVersion kernel;
 
-    std::vector<Object> objects;        // the first one owns the maps
-    tsdroptrace_bpf* emitter = nullptr; // the one whose programs on kfree_skb are active
-    std::vector<std::unique_ptr<bpf_link, LinkDeleter>> links;
-    std::set<std::string, std::less<>> attached; // sections: "fentry/nft_do_chain"
+    bool kprobes = false; // instead of fentry
+    std::vector<Object> objects;
+    Maps maps;
+    const bpf_program* emitter = nullptr; // the program on kfree_skb that is active
+    std::vector<Link> emitter_links;
+    std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
+    std::map<std::string, Symbol, std::less<>> symbols; // kprobes: of the functions to attach to, as of the last look
+    std::map<std::uint64_t, std::string> locations;      // kprobes: symbols of code addresses, by address
+    std::string nft_problem;                             // why nf_tables cannot be traced, whatever is attached
     std::uint64_t missed_before = 0;             // by earlier emitters
     std::string problem;                         // why fentry is not to be had, once that is known
     std::set<std::string> modules;
@@ -197,21 +233,33 @@ struct Tracer::State {
     const std::function<bool(std::span<const std::byte>)>* sink = nullptr;
 
     bool traces(std::string_view function) const {
-        return attached.contains(fmt::format("fentry/{}", function)) ||
-               attached.contains(fmt::format("fexit/{}", function));
+        return std::ranges::any_of(function_sections, [&](std::string_view prefix) {
+            return links.contains(fmt::format("{}{}", prefix, function));
+        });
     }
-    const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
-    std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
+    std::uint64_t missed() const; // how often the emitter could not be run
 
-    int add(bool with_functions, bool with_emitter);
-    bool choose_functions(tsdroptrace_bpf& object) const;
-    int share_maps(tsdroptrace_bpf& object) const;
-    int fill_ranges(const tsdroptrace_bpf& object) const;
+    int add(bool with_functions, bool with_emitter) {
+        return kprobes ? add_object<tsdroptrace_kprobe_bpf>(with_functions, with_emitter)
+                       : add_object<tsdroptrace_bpf>(with_functions, with_emitter);
+    }
+    template <typename Skeleton>
+    int add_object(bool with_functions, bool with_emitter);
+    template <typename Skeleton>
+    bool choose_functions(const Skeleton& object) const;
+    template <typename Skeleton>
+    int share_maps(const Skeleton& object) const;
+    template <typename Skeleton>
+    int fill_ranges(const Skeleton& object) const;
+    template <typename Skeleton>
+    void keep_maps(const Skeleton& object);
+    void find_symbols(const bpf_object* object);
 };
 
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
 // any is left.
-bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
+template <typename Skeleton>
+bool Tracer::State::choose_functions(const Skeleton& object) const {
     bool any = false;
     bpf_program* program;
     bpf_object__for_each_program (program, object.obj) {
@@ -220,28 +268,54 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
             continue; // on_kfree_skb and its like: load() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
-        const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
-                          types_for_loading->function(function).has_value();
+        const bool there = kprobes ? symbols.contains(function) && (nft_problem.empty() || !function.starts_with("n"))
+                                   : types_for_loading->function(function).has_value();
+        const bool load = needed && there && !links.contains(std::string_view(bpf_program__section_name(program)));
         bpf_program__set_autoload(program, load);
         any |= load;
     }
     return any;
 }
 
-int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
+template <typename Skeleton>
+int Tracer::State::share_maps(const Skeleton& object) const {
     bpf_map* map;
     bpf_object__for_each_map (map, object.obj) {
         if (bpf_map__is_internal(map) && map != object.maps.bss)
             continue; // constants: each object has its own
-        const bpf_map* ours = map == object.maps.bss ? maps_of().maps.bss
-                                                     : bpf_object__find_map_by_name(maps_of().obj, bpf_map__name(map));
+        const bpf_map* ours =
+            map == object.maps.bss ? maps.bss : bpf_object__find_map_by_name(maps.object, bpf_map__name(map));
         if (const int error = bpf_map__reuse_fd(map, bpf_map__fd(ours)))
             return error;
     }
     return 0;
 }
 
-int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
+template <typename Skeleton>
+void Tracer::State::keep_maps(const Skeleton& object) {
+    maps = {object.obj,       object.maps.bss,     object.maps.causes, object.maps.flows,
+            object.maps.lost, object.maps.control, object.maps.events, object.bss->generations,
+            nullptr};
+    if constexpr (std::is_same_v<Skeleton, tsdroptrace_bpf>)
+        maps.stood_in = reinterpret_cast<const std::uint64_t*>(&object.bss->stood_in);
+}
+
+// Where the functions are now. A probe on one that has gone, with its module, or that has come back elsewhere, is of
+// no use any more.
+void Tracer::State::find_symbols(const bpf_object* object) {
+    auto names = functions_of(object);
+    names.insert({"nf_hook_slow", "__per_cpu_offset"});
+    auto now = attach::find_symbols(names);
+    std::erase_if(links, [&](const auto& link) {
+        const std::string_view section = link.first;
+        const auto before = symbols.find(section.substr(section.find('/') + 1)), after = now.find(before->first);
+        return after == now.end() || after->second.address != before->second.address;
+    });
+    symbols = std::move(now);
+}
+
+template <typename Skeleton>
+int Tracer::State::fill_ranges(const Skeleton& object) const {
     for (const Cidr& range : filter.ranges) {
         struct {
             std::uint32_t prefix;
@@ -262,21 +336,27 @@ int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
 std::uint64_t Tracer::State::missed() const {
     bpf_prog_info info{};
     std::uint32_t size = sizeof(info);
-    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter->progs.on_kfree_skb), &info, &size))
+    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter), &info, &size))
         return 0;
     return info.recursion_misses;
 }
 
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
-int Tracer::State::add(bool with_functions, bool with_emitter) {
-    Object object(tsdroptrace_bpf::open());
+template <typename Skeleton>
+int Tracer::State::add_object(bool with_functions, bool with_emitter) {
+    constexpr bool on_kprobes = std::is_same_v<Skeleton, tsdroptrace_kprobe_bpf>;
+    std::unique_ptr<Skeleton, ObjectDeleter> object(Skeleton::open());
     if (!object)
         return -errno;
     std::optional<KernelTypes> read_now;
-    if (!types) // read at the start; later anew, since modules have come
-        read_now.emplace(functions_of(*object));
-    types_for_loading = types ? types.get() : &*read_now;
+    if constexpr (on_kprobes) {
+        find_symbols(object->obj);
+    } else {
+        if (!types) // read at the start; later anew, since modules have come
+            read_now.emplace(functions_of(object->obj));
+        types_for_loading = types ? types.get() : &*read_now;
+    }
     bool any = false;
     if (with_functions) {
         any = choose_functions(*object);
@@ -294,6 +374,16 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->match_from = filter.from;
     object->rodata->percpu_counters = cpus > 1;
     object->rodata->pool_chunks = pool_chunks(cpus);
+    if constexpr (on_kprobes) {
+        object->rodata->table_is_first = kernel >= KernelVersion{5, 16};
+        const Symbol nf_hook_slow = symbols["nf_hook_slow"];
+        object->rodata->nf_hook_slow_at = nf_hook_slow.address;
+        object->rodata->nf_hook_slow_size = nf_hook_slow.size;
+        object->rodata->per_cpu_offset_at = symbols["__per_cpu_offset"].address;
+        if (!nf_hook_slow.size || (cpus > 1 && !object->rodata->per_cpu_offset_at))
+            problem = "/proc/kallsyms does not say where nf_hook_slow and __per_cpu_offset are: needs CAP_SYSLOG";
+        bpf_map__set_max_entries(object->maps.calls, 1024 + 64 * static_cast<std::uint32_t>(cpus));
+    }
     const bool adds_nft = bpf_program__autoload(object->progs.nft_do_chain_begin);
     const bool adds_legacy = bpf_program__autoload(object->progs.ipt_do_table_begin) ||
                              bpf_program__autoload(object->progs.ip6t_do_table_begin);
@@ -305,51 +395,58 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     // A program on kfree_skb that did not know a backend's types makes room for one that does.
     with_emitter |= adds_nft || (adds_legacy && !had_legacy);
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
-    bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
+    const bpf_program* again = nullptr;
+    if constexpr (!on_kprobes) {
+        again = object->progs.on_kfree_skb_again;
+        bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
+    }
     bpf_program__set_autoload(object->progs.on_sched_migrate_task, adds_nft);
 
     if (!objects.empty())
         if (const int error = share_maps(*object))
             return error;
-    if (const int error = tsdroptrace_bpf::load(object.get()))
+    if (const int error = Skeleton::load(object.get()))
         return error;
-    if (objects.empty())
+    if (objects.empty()) {
         if (const int error = fill_ranges(*object))
             return error;
+        keep_maps(*object);
+    }
 
+    std::vector<Link> new_emitter_links;
     bpf_program* program;
     bpf_object__for_each_program (program, object->obj) {
         if (!bpf_program__autoload(program))
             continue;
-        bpf_link* link = bpf_program__attach_trace(program);
+        const std::string_view function = function_of(program);
+        Link link(function.empty() || !on_kprobes
+                      ? bpf_program__attach_trace(program)
+                      : bpf_program__attach_kprobe(
+                            program, std::string_view(bpf_program__section_name(program)).starts_with("kret"),
+                            std::string(function).c_str()));
         if (!link) {
             spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(errno));
             if (program == object->progs.on_kfree_skb)
                 return -errno;
-            if (const std::string_view function = function_of(program); !function.empty())
+            if (!function.empty())
                 problem = fmt::format("{} cannot be traced: {}", function, std::strerror(errno));
             continue;
         }
-        if (program == object->progs.on_kfree_skb)
-            object->links.on_kfree_skb = link; // the others stay for as long as the object does
-        else if (program == object->progs.on_kfree_skb_again)
-            object->links.on_kfree_skb_again = link;
+        if (program == object->progs.on_kfree_skb || program == again)
+            new_emitter_links.push_back(std::move(link));
         else
-            links.emplace_back(link);
-        attached.emplace(bpf_program__section_name(program));
+            links[bpf_program__section_name(program)] = std::move(link);
     }
     if (with_emitter) {
         const std::uint32_t zero = 0;
         if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.control), &zero, &instance, BPF_ANY))
             return error;
-        if (emitter) {
+        if (emitter)
             missed_before += missed();
-            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb, nullptr));
-            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb_again, nullptr));
-        }
-        emitter = object.get();
+        emitter_links = std::move(new_emitter_links);
+        emitter = object->progs.on_kfree_skb;
     }
-    objects.push_back(std::move(object));
+    objects.emplace_back(std::move(object));
     return 0;
 }
 
@@ -367,13 +464,19 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->filter = filter;
     state->cpus = std::max(libbpf_num_possible_cpus(), 1);
     state->kernel = running_kernel();
-    state->modules = modules_with_btf();
     register_lookup();
-    if (const State::Object object{tsdroptrace_bpf::open()})
-        state->types = std::make_unique<const KernelTypes>(functions_of(*object));
+    if (const FentryObject object{tsdroptrace_bpf::open()})
+        state->types = std::make_unique<const KernelTypes>(functions_of(object->obj));
     else
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     state->names = state->types->names();
+    // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
+    // here is written for): there kprobes do it.
+    state->kprobes = !state->types->has_bpf_loop();
+    if (state->kprobes && (state->kernel != KernelVersion{5, 10} || !state->types->lays_out_like_5_10()))
+        state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out nf_tables' "
+                             "structures as 5.10 does";
+    state->modules = state->kprobes ? modules_loaded() : modules_with_btf();
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
     if (const int error = state->add(state->problem.empty(), true)) {
@@ -392,7 +495,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         const auto* self = static_cast<State*>(context);
         return (*self->sink)({static_cast<const std::byte*>(data), size}) ? 0 : -ECANCELED;
     };
-    state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps_of().maps.events), on_record, state.get(), nullptr));
+    state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps.events), on_record, state.get(), nullptr));
     if (!state->ring)
         return Error{ErrorKind::other, fmt::format("cannot map the ring buffer: {}", std::strerror(errno))};
     return std::unique_ptr<Tracer>(new Tracer(std::move(state)));
@@ -400,20 +503,20 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
 
 void Tracer::stop() {
     const std::uint32_t zero = 0, nobody = ~0u;
-    bpf_map_update_elem(bpf_map__fd(state_->maps_of().maps.control), &zero, &nobody, BPF_ANY);
+    bpf_map_update_elem(bpf_map__fd(state_->maps.control), &zero, &nobody, BPF_ANY);
 }
 
 void Tracer::refresh() {
     if (!state_->problem.empty())
         return;
-    auto modules = modules_with_btf();
+    auto modules = state_->kprobes ? modules_loaded() : modules_with_btf();
     if (modules == state_->modules)
         return;
     state_->modules = std::move(modules);
-    const auto before = state_->attached.size();
+    const auto before = state_->links.size();
     if (const int error = state_->add(true, false))
         spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}", std::strerror(-error));
-    else if (state_->attached.size() != before)
+    else if (state_->links.size() > before)
         spdlog::info("a netfilter module has been loaded: it is traced from now on");
 }
 
@@ -435,7 +538,9 @@ const decode::KernelNames& Tracer::names() const {
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, std::initializer_list<const char*> needed) -> Capability {
+    const auto backend = [&](const char* module, const std::string& problem, std::initializer_list<const char*> needed) -> Capability {
+        if (!problem.empty())
+            return {Exactness::unavailable, problem};
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
             return {Exactness::exact, ""};
         if (!state_->problem.empty())
@@ -448,22 +553,29 @@ Capabilities Tracer::capabilities() const {
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables = backend("nf_tables", {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    capabilities.nftables = backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
     capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 
 std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     tsdt_cause cause{};
-    if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.causes), &key, &cause))
+    if (bpf_map_lookup_elem(bpf_map__fd(state_->maps.causes), &key, &cause))
         return std::nullopt;
+    if (!cause.location[0] && state_->kprobes) {
+        // The kernel could not print it from BPF (bpf_snprintf, 5.13).
+        auto [symbol, fresh] = state_->locations.try_emplace(key.location);
+        if (fresh)
+            symbol->second = describe_address(key.location);
+        symbol->second.copy(cause.location, sizeof(cause.location) - 1);
+    }
     return cause;
 }
 
 std::vector<tsdt_cause> Tracer::causes() const {
     std::vector<tsdt_cause> all;
-    const int map = bpf_map__fd(state_->maps_of().maps.causes);
+    const int map = bpf_map__fd(state_->maps.causes);
     tsdt_cause_key key{};
     for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
         if (auto value = cause(key))
@@ -473,7 +585,7 @@ std::vector<tsdt_cause> Tracer::causes() const {
 
 std::vector<FlowCount> Tracer::flows() const {
     std::vector<FlowCount> all;
-    const int map = bpf_map__fd(state_->maps_of().maps.flows);
+    const int map = bpf_map__fd(state_->maps.flows);
     FlowCount flow{};
     for (int more = bpf_map_get_next_key(map, nullptr, &flow.key); more == 0;
          more = bpf_map_get_next_key(map, &flow.key, &flow.key))
@@ -486,7 +598,7 @@ std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
     std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
     std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
     for (std::uint32_t place = 0; place < TSDT_LOST_MAX; ++place)
-        if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.lost), &place, per_cpu.data()) == 0)
+        if (bpf_map_lookup_elem(bpf_map__fd(state_->maps.lost), &place, per_cpu.data()) == 0)
             lost[place] = std::accumulate(per_cpu.begin(), per_cpu.end(), std::uint64_t{0});
     return lost;
 }
@@ -499,20 +611,20 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
             lost.emplace(decode::lost_place_name(place), by_place[place]);
     // on_kfree_skb_again stands in for on_kfree_skb where it can.
     const std::uint64_t missed = state_->missed_before + state_->missed();
-    const std::uint64_t stood_in = __atomic_load_n(&state_->maps_of().bss->stood_in, __ATOMIC_ACQUIRE);
+    const std::uint64_t stood_in = state_->maps.stood_in ? __atomic_load_n(state_->maps.stood_in, __ATOMIC_ACQUIRE) : 0;
     if (missed > stood_in)
         lost["recursion"] = missed - stood_in;
     return lost;
 }
 
 std::uint32_t Tracer::generation(RulesetKind kind) const {
-    return __atomic_load_n(&state_->maps_of().bss->generations[static_cast<std::size_t>(kind)], __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&state_->maps.generations[static_cast<std::size_t>(kind)], __ATOMIC_ACQUIRE);
 }
 
 std::uint64_t Tracer::map_memory() const {
     std::uint64_t sum = 0;
     const bpf_map* map;
-    bpf_object__for_each_map (map, state_->maps_of().obj) {
+    bpf_object__for_each_map (map, state_->maps.object) {
         std::ifstream fdinfo(fmt::format("/proc/self/fdinfo/{}", bpf_map__fd(map)));
         for (std::string line; std::getline(fdinfo, line);)
             if (line.starts_with("memlock:"))

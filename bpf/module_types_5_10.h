@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// nf_tables' structures as Linux 5.10 lays them out on 64-bit machines: modules have type information from 5.11 only,
-// so nothing can be relocated there. Every field has its offset, after include/net/netfilter/nf_tables.h of 5.10.262.
-// They are not believed blindly: userspace compares the sizes of the vmlinux types that lie within them (struct
-// nft_layout), and no rule is named unless chain, table and rule that are read through them agree with each other.
+// Structures of nf_tables and x_tables as Linux 5.10 lays them out on 64-bit machines. Modules have type information
+// from 5.11 only, so there is nothing to relocate against. (struct xt_table and xt_table_info are in vmlinux's.) Every
+// field has its offset, after include/net/netfilter/nf_tables.h and include/linux/netfilter/x_tables.h of 5.10.262.
+// They are not believed blindly: userspace compares the sizes of vmlinux's types that lie within them
+// (attach/kernel_types.cpp), and no rule is named unless chain and table agree with the hook (is_base_chain) and the
+// rule holds the expression.
 #pragma once
 
 #include <vmlinux.h>
@@ -76,6 +78,17 @@ struct nft_table_5_10 {
 	u32 use;                                               // 232
 	u16 family;                                            // 236: family:6, flags:8, genmask:2
 	char *name;                                            // 240
+};
+
+struct xt_target_5_10 {
+	u64 list[2];   // 0
+	char name[29]; // 16
+};
+
+struct xt_action_param_5_10 {
+	const void *match;                 // 0
+	const void *targinfo;              // 8
+	const struct nf_hook_state *state; // 16
 };
 
 _Static_assert(__builtin_offsetof(struct nft_pktinfo_5_10, state) == 32, "nft_pktinfo");
