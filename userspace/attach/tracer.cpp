@@ -21,10 +21,10 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "attach/kallsyms.h"
 #include "attach/kernel_types.h"
 #include "tsdroptrace.skel.h"
 #include "tsdroptrace_kprobe.skel.h"
+#include "util/kallsyms.h"
 
 namespace tsdroptrace::attach {
 namespace {
@@ -305,7 +305,7 @@ void Tracer::State::keep_maps(const Skeleton& object) {
 void Tracer::State::find_symbols(const bpf_object* object) {
     auto names = functions_of(object);
     names.insert({"nf_hook_slow", "__per_cpu_offset"});
-    auto now = attach::find_symbols(names);
+    auto now = tsdroptrace::find_symbols(names);
     std::erase_if(links, [&](const auto& link) {
         const std::string_view section = link.first;
         const auto before = symbols.find(section.substr(section.find('/') + 1)), after = now.find(before->first);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "attach/kallsyms.h"
+#include "util/kallsyms.h"
 
 #include <charconv>
 #include <fstream>
 
 #include <fmt/format.h>
 
-namespace tsdroptrace::attach {
+namespace tsdroptrace {
 namespace {
 
 struct Line {
@@ -79,4 +79,4 @@ std::string describe_address(std::uint64_t address, const char* path) {
     return fmt::format("{}+{:#x}/{:#x}{}{}", name, address - best, next - best, module.empty() ? "" : " ", module);
 }
 
-} // namespace tsdroptrace::attach
+} // namespace tsdroptrace

@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-namespace tsdroptrace::attach {
+namespace tsdroptrace {
 
 struct Symbol {
     std::uint64_t address = 0;
@@ -23,4 +23,4 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
 // A code address as the kernel's %pS prints it, "symbol+0x1/0x2 [module]"; empty when it lies in no function.
 std::string describe_address(std::uint64_t address, const char* path = "/proc/kallsyms");
 
-} // namespace tsdroptrace::attach
+} // namespace tsdroptrace
