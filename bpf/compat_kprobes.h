@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What kernel_compat.h offers, for tsdroptrace_kprobe.bpf.c: kernels without fentry on netfilter's modules. The oldest
-// of them, 5.10, also lacks type information of modules, bpf_loop, and global functions that take pointers (5.12,
-// e5069b9c23b3).
+// What kernel_compat.h offers, for tsdroptrace_kprobe.bpf.c: 5.10, whose modules have no type information, so no fentry
+// either. It also lacks bpf_loop, global functions that take pointers (5.12, e5069b9c23b3), and atomic operations that
+// return something (5.12).
 #pragma once
 
 #include "module_types_5_10.h"
-
-// Whether modules have type information (5.11, 36e68442d1af). Without it nf_tables is read as 5.10 lays it out.
-const volatile bool module_types;
 
 #define VERIFIED_ONCE static __noinline
 
@@ -91,18 +88,14 @@ static __always_inline u32 next_id(void)
 // in another, or read again from the stack, has no bound for the verifier of 5.10.
 #define compat_bound(variable) barrier_var(variable)
 
-#define MODULE_READ(type, pointer, field)                                                                              \
-	({                                                                                                          \
-		typeof(((struct type *)0)->field) read__ = 0;                                                       \
-		u64 pointer__ = (u64)(pointer);                                                                     \
-		if (module_types)                                                                                   \
-			read__ = BPF_CORE_READ((struct type *)pointer__, field);                                    \
-		else                                                                                                \
-			bpf_probe_read_kernel(&read__, sizeof(read__), &((struct type##_5_10 *)pointer__)->field); \
-		read__;                                                                                             \
+// Modules have no type information here (5.11, 36e68442d1af).
+#define MODULE_READ(type, pointer, field)                                                                          \
+	({                                                                                                         \
+		typeof(((struct type *)0)->field) read__ = 0;                                                      \
+		bpf_probe_read_kernel(&read__, sizeof(read__), &((struct type##_5_10 *)(u64)(pointer))->field);    \
+		read__;                                                                                            \
 	})
-#define MODULE_FIELD_OFFSET(type, field)                                                                               \
-	(module_types ? bpf_core_field_offset(struct type, field) : __builtin_offsetof(struct type##_5_10, field))
+#define MODULE_FIELD_OFFSET(type, field) __builtin_offsetof(struct type##_5_10, field)
 
 // ---- calls under way: what a function was called with, for when it returns ----
 

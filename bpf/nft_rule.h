@@ -332,14 +332,13 @@ static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *
 static __always_inline u16 table_family(struct nft_table *table)
 {
 #ifdef TSDT_KPROBES
-	if (!module_types) {
-		u16 word = 0;
+	u16 word = 0;
 
-		bpf_probe_read_kernel(&word, sizeof(word), &((struct nft_table_5_10 *)(u64)table)->family);
-		return word & 0x3f;
-	}
-#endif
+	bpf_probe_read_kernel(&word, sizeof(word), &((struct nft_table_5_10 *)(u64)table)->family);
+	return word & 0x3f;
+#else
 	return BPF_CORE_READ_BITFIELD_PROBED(table, family);
+#endif
 }
 
 static __always_inline void describe_table(u64 chain_address, struct tsdt_cause *cause)

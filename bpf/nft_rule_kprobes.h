@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// nft_rule.h's part for kernels without fentry: a chain's rules lie in a blob from 5.17 (2c865a8a28a1), before that
-// each has its own piece of memory and the chain a list of their addresses.
+// nft_rule.h's part for 5.10: a chain's rules lie in a blob from 5.17 (2c865a8a28a1); before that each has its own piece
+// of memory, and the chain two lists of their addresses.
 #pragma once
-
-const volatile bool rules_in_blobs;
 
 // A loop over the steps of a segment. Each turn is verified once, so it is told whose path it is, and which segment.
 static __always_inline struct path *path_of(u32 owner);
@@ -30,38 +28,21 @@ static __always_inline struct path *path_of(u32 owner);
 	}
 #define compat_with_path(function, path, which) function##_of((path)->owner, which)
 
-// Both kinds of lists. `at` is the address of the next rule, or of where the list has the address of the next rule.
+// `at` is the address of the place in the list that has the address of the next rule.
 static long visit_rule(u32 index, struct rule_search *search)
 {
-	u64 data;
+	struct nft_rule_5_10 *rule = NULL;
+	u64 word = 0, data;
 
-	if (rules_in_blobs) {
-		const struct nft_rule_dp *rule = (struct nft_rule_dp *)search->at;
-		const struct nft_rule_dp___dlen *length = (void *)rule;
-		const struct nft_rule_dp___handle *named = (void *)rule;
-
-		data = search->at + bpf_core_field_offset(struct nft_rule_dp, data);
-		if (search->at >= search->end || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last))
-			return 1;
-		search->at = data + BPF_CORE_READ_BITFIELD_PROBED(length, dlen);
-		search->number++;
-		if (search->expr < data || search->expr >= search->at)
-			return 0;
-		search->handle = BPF_CORE_READ_BITFIELD_PROBED(named, handle);
-	} else {
-		struct nft_rule_5_10 *rule = NULL;
-		u64 word = 0;
-
-		if (bpf_probe_read_kernel(&rule, sizeof(rule), (void *)search->at) || !rule ||
-		    bpf_probe_read_kernel(&word, sizeof(word), &rule->word))
-			return 1;
-		data = (u64)&rule->data[0];
-		search->at += sizeof(rule);
-		search->number++;
-		if (search->expr < data || search->expr >= data + (word >> 44 & 0xfff))
-			return 0;
-		search->handle = word & ((1ULL << 42) - 1);
-	}
+	if (bpf_probe_read_kernel(&rule, sizeof(rule), (void *)search->at) || !rule ||
+	    bpf_probe_read_kernel(&word, sizeof(word), &rule->word))
+		return 1;
+	data = (u64)&rule->data[0];
+	search->at += sizeof(rule);
+	search->number++;
+	if (search->expr < data || search->expr >= data + (word >> 44 & 0xfff))
+		return 0;
+	search->handle = word & ((1ULL << 42) - 1);
 	search->found = 1;
 	return 1;
 }
@@ -90,6 +71,7 @@ static __always_inline void find_rule(const struct path *path, u64 chain, u64 ex
 {
 	struct known_rule_key key = {.chain = chain, .expr = expr, .gencursor = path->gencursor};
 	const struct known_rule *known;
+	struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)chain;
 	struct known_rule found = {};
 
 	key.generation = generation(TSDT_GENERATION_NF_TABLES);
@@ -101,21 +83,8 @@ static __always_inline void find_rule(const struct path *path, u64 chain, u64 ex
 		return;
 	}
 	search->expr = expr;
-	if (rules_in_blobs) {
-		struct nft_rule_blob *blob = BPF_CORE_READ((struct nft_chain *)chain, blob_gen_0);
-		const u64 data_at = bpf_core_field_offset(struct nft_rule_blob, data);
-
-		if (expr - (u64)blob - data_at >= BPF_CORE_READ(blob, size))
-			blob = BPF_CORE_READ((struct nft_chain *)chain, blob_gen_1);
-		search->at = (u64)blob + data_at;
-		search->end = search->at + BPF_CORE_READ(blob, size);
-	} else {
-		struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)chain;
-
-		// The other list may hold rules that are gone: it is freed only after the next change.
-		bpf_probe_read_kernel(&search->at, sizeof(search->at),
-				      path->gencursor ? &own->rules_gen_1 : &own->rules_gen_0);
-	}
+	// The other list may hold rules that are gone: it is freed only after the next change.
+	bpf_probe_read_kernel(&search->at, sizeof(search->at), path->gencursor ? &own->rules_gen_1 : &own->rules_gen_0);
 	if (search->at)
 		compat_long_loop(~0u, visit_rule, search);
 	if (search->found) {
@@ -142,8 +111,6 @@ static __noinline bool is_base_chain(u64 chain, u32 hook)
 	u64 priv = 0;
 	char name[2] = {};
 
-	if (module_types)
-		return true;
 	bpf_probe_read_kernel(&priv, sizeof(priv), &((struct nft_base_chain_5_10 *)base)->ops.priv);
 	if (priv && priv != chain) // the hook's argument is the chain; those of devices have it elsewhere
 		return false;

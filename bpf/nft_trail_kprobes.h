@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// nft_trail.h's programs for kernels without fentry. A kretprobe does not see what its function was called with: so
+// nft_trail.h's programs for 5.10. A kretprobe does not see what its function was called with: so
 // that is kept from the entry on. The kernel runs no kprobe program on top of another one on the same CPU: what a
 // softirq does meanwhile is seen not at all, from its beginning to its end. But it may miss a return alone, where too
 // many calls are under way: so an expression leaves word of its beginning, and takes that back.
@@ -28,7 +28,7 @@ int nft_immediate_eval_begin(struct pt_regs *ctx) // struct nft_expr *expr, stru
 	return 0;
 }
 
-// From 6.7 nft_do_chain frees what it drops itself: userspace attaches this only where it does not.
+// nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone.
 SEC("kretprobe/nft_do_chain")
 int nft_do_chain_end(struct pt_regs *ctx)
 {

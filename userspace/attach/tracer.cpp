@@ -116,7 +116,7 @@ Error explain_load_failure(int error) {
                                         "boot with lockdown=integrity or without lockdown"};
     return {ErrorKind::unsupported,
             fmt::format("cannot load the BPF program for the tracepoint kfree_skb: {} (error {}); needs a kernel "
-                        "from 5.17 with BPF and BTF; --verbose shows the kernel's own words",
+                        "from 5.10 with BPF and BTF; --verbose shows the kernel's own words",
                         std::strerror(error), error)};
 }
 
@@ -211,17 +211,17 @@ struct Tracer::State {
     int cpus = 1;
     KernelVersion kernel;
 
-    bool kprobes = false; // instead of fentry
+    bool kprobes = false; // instead of fentry: tsdroptrace_kprobe.bpf.c
     std::vector<Object> objects;
     Maps maps;
     const bpf_program* emitter = nullptr; // the program on kfree_skb that is active
     std::vector<Link> emitter_links;
-    std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
+    std::map<std::string, Link, std::less<>> links;     // by section: "fentry/nft_do_chain"
     std::map<std::string, Symbol, std::less<>> symbols; // kprobes: of the functions to attach to, as of the last look
-    std::map<std::uint64_t, std::string> locations;      // kprobes: symbols of code addresses, by address
-    std::string nft_problem;                             // why nf_tables cannot be traced, whatever is attached
-    std::uint64_t missed_before = 0;             // by earlier emitters
-    std::string problem;                         // why fentry is not to be had, once that is known
+    std::map<std::uint64_t, std::string> locations;     // kprobes: symbols of code addresses, by address
+    std::string nft_problem;                            // why nf_tables cannot be traced, whatever is attached
+    std::uint64_t missed_before = 0;                    // by earlier emitters
+    std::string problem;                                // why fentry is not to be had, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting
     decode::KernelNames names;
@@ -268,7 +268,7 @@ bool Tracer::State::choose_functions(const Skeleton& object) const {
             continue; // on_kfree_skb and its like: load() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
-        const bool there = kprobes ? symbols.contains(function) && (nft_problem.empty() || !function.starts_with("n"))
+        const bool there = kprobes ? symbols.contains(function) && (nft_problem.empty() || !function.starts_with("nf"))
                                    : types_for_loading->function(function).has_value();
         const bool load = needed && there && !links.contains(std::string_view(bpf_program__section_name(program)));
         bpf_program__set_autoload(program, load);
@@ -293,9 +293,9 @@ int Tracer::State::share_maps(const Skeleton& object) const {
 
 template <typename Skeleton>
 void Tracer::State::keep_maps(const Skeleton& object) {
-    maps = {object.obj,       object.maps.bss,     object.maps.causes, object.maps.flows,
-            object.maps.lost, object.maps.control, object.maps.events, object.bss->generations,
-            nullptr};
+    maps = {object.obj,         object.maps.bss,         object.maps.causes,
+            object.maps.flows,  object.maps.lost,        object.maps.control,
+            object.maps.events, object.bss->generations, nullptr};
     if constexpr (std::is_same_v<Skeleton, tsdroptrace_bpf>)
         maps.stood_in = reinterpret_cast<const std::uint64_t*>(&object.bss->stood_in);
 }
@@ -390,10 +390,14 @@ int Tracer::State::add_object(bool with_functions, bool with_emitter) {
     const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
     object->rodata->traces_nft = adds_nft || traces("nft_do_chain");
     object->rodata->traces_legacy = adds_legacy || had_legacy;
+    if constexpr (on_kprobes) { // no module brings types: the first emitter knows all there is to know
+        object->rodata->traces_nft = with_functions && nft_problem.empty();
+        object->rodata->traces_legacy = with_functions;
+    }
     bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
     bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
     // A program on kfree_skb that did not know a backend's types makes room for one that does.
-    with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+    with_emitter |= !on_kprobes && (adds_nft || (adds_legacy && !had_legacy));
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
     const bpf_program* again = nullptr;
     if constexpr (!on_kprobes) {
@@ -474,8 +478,9 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     // here is written for): there kprobes do it.
     state->kprobes = !state->types->has_bpf_loop();
     if (state->kprobes && (state->kernel != KernelVersion{5, 10} || !state->types->lays_out_like_5_10()))
-        state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out nf_tables' "
-                             "structures as 5.10 does";
+        state->nft_problem =
+            "this kernel's modules have no type information (5.11), and it does not lay out nf_tables' "
+            "structures as 5.10 does";
     state->modules = state->kprobes ? modules_loaded() : modules_with_btf();
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
@@ -538,11 +543,13 @@ const decode::KernelNames& Tracer::names() const {
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, const std::string& problem, std::initializer_list<const char*> needed) -> Capability {
+    const auto backend = [&](const char* module, const std::string& problem,
+                             std::initializer_list<const char*> needed) -> Capability {
         if (!problem.empty())
             return {Exactness::unavailable, problem};
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, ""};
+            return {Exactness::exact,
+                    state_->kprobes ? "with kprobes: this kernel's modules have no type information" : ""};
         if (!state_->problem.empty())
             return {Exactness::unavailable, state_->problem};
         if (!module_is_loaded(module))
@@ -553,7 +560,8 @@ Capabilities Tracer::capabilities() const {
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables = backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    capabilities.nftables =
+        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
     capabilities.iptables_nft = capabilities.nftables;
     capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
