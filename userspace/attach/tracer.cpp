@@ -2,6 +2,7 @@
 #include "attach/tracer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
@@ -307,6 +308,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
     bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
     bpf_program__set_autoload(object->progs.on_sched_migrate_task, adds_nft);
+    bpf_program__set_autoload(object->progs.on_module_load, objects.empty()); // not there: no module can come
 
     if (!objects.empty())
         if (const int error = share_maps(*object))
@@ -321,7 +323,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     bpf_object__for_each_program (program, object->obj) {
         if (!bpf_program__autoload(program))
             continue;
-        bpf_link* link = bpf_program__attach_trace(program);
+        bpf_link* link = program == object->progs.on_module_load
+                             ? bpf_program__attach_raw_tracepoint(program, "module_load")
+                             : bpf_program__attach_trace(program);
         if (!link) {
             spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(errno));
             if (program == object->progs.on_kfree_skb)
@@ -406,15 +410,21 @@ void Tracer::stop() {
 void Tracer::refresh() {
     if (!state_->problem.empty())
         return;
+    auto& seen = *state_->maps_of().bss;
+    const auto loaded = std::atomic_ref(seen.expressions_loaded).load(); // a module is listed before it is counted
     auto modules = modules_with_btf();
-    if (modules == state_->modules)
-        return;
-    state_->modules = std::move(modules);
-    const auto before = state_->attached.size();
-    if (const int error = state_->add(true, false))
-        spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}", std::strerror(-error));
-    else if (state_->attached.size() != before)
-        spdlog::info("a netfilter module has been loaded: it is traced from now on");
+    if (modules != state_->modules) {
+        state_->modules = std::move(modules);
+        const auto before = state_->attached.size();
+        if (const int error = state_->add(true, false)) {
+            spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}",
+                         std::strerror(-error));
+            return;
+        }
+        if (state_->attached.size() != before)
+            spdlog::info("a netfilter module has been loaded: it is traced from now on");
+    }
+    std::atomic_ref(seen.expressions_traced).store(loaded);
 }
 
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {
