@@ -64,9 +64,8 @@ save() {
 round() {
     local trace=$out/$1.trace
     [ "$backend" != legacy ] || trace=-
-    ! uses legacy || dmesg -c >/dev/null
     oracle-agent "$2/packets" "$out/run.json" "$trace" "${@:3}" >"$out/$1.sent"
-    ! uses legacy || dmesg -c >"$out/$1.log"
+    ! uses legacy || dmesg >"$out/$1.log"
 }
 
 # changes DIRECTORY SUFFIX [COMMAND...]: many at once, then none for a while, in which the rules can be read. Writes

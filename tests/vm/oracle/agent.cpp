@@ -11,7 +11,9 @@
 //          the rule, that drops them: then it has read the rules. The last line is the sentinel: it is sent when all
 //          others have been.
 // JSON     what tsdroptrace writes: it has caught up with us when it has the sentinel's destination port there
-// TRACE    a file for the trace, in the words of `nft -a monitor trace`; "-": none is asked for
+// TRACE    a file for the trace, in the words of `nft -a monitor trace`; "-": none is asked for. The kernel's log,
+// where
+//          legacy tables are traced, is cleared when the packets begin.
 //
 // PAUSE    milliseconds after each packet; none if it is not given
 //
@@ -42,6 +44,7 @@
 #include <linux/netlink.h>
 #include <net/if.h>
 #include <sched.h>
+#include <sys/klog.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -313,6 +316,17 @@ public:
         }
     }
 
+    // What has been traced by now belongs to nobody's round, neither here nor in the kernel's log.
+    void restart() {
+        drain();
+        klogctl(5, nullptr, 0); // SYSLOG_ACTION_CLEAR
+        if (!file_)
+            return;
+        std::rewind(file_);
+        if (ftruncate(fileno(file_), 0) < 0)
+            fail("trace");
+    }
+
     void finish() {
         drain();
         if (file_ && std::fclose(file_) != 0)
@@ -397,8 +411,10 @@ void wait_until_read(const Sender& sender, const Packet& packet, Lines& lines) {
             pause_ms(10);
             bool seen = false;
             for (const std::string& line : lines.read()) {
-                seen = seen || holds(line, wanted.c_str());
-                if (seen && holds(line, "\"stale\":false") &&
+                if (!holds(line, wanted.c_str()))
+                    continue;
+                seen = true;
+                if (holds(line, "\"stale\":false") &&
                     (!holds(line, "\"text\":null") || holds(line, "\"kind\":\"policy\"")))
                     return;
             }
@@ -448,7 +464,7 @@ int main(int argc, char** argv) {
             wait_until_read(sender, packets[i], lines);
         else
             senders[packets[i].cpu] = 0;
-    trace.drain();
+    trace.restart();
     if (packets.front().origin == "prime")
         std::printf("primed\n");
     std::printf("begin %" PRIu64 "\n", now());
@@ -467,7 +483,11 @@ int main(int argc, char** argv) {
             pause_ms(5);
         }
     }
-    // What a packet's drop sends back has gone by, too, when the last one is seen.
+    // What the packets have led to (answers, errors) may still be waiting for a softirq.
+    for (int wait = 0; wait < 15; wait++) {
+        pause_ms(10);
+        trace.drain();
+    }
     const Packet& last = packets.back();
     sender.send(last);
     std::string wanted = ports_text(last);
