@@ -296,6 +296,7 @@ def churn(group, guest, validator, backend, broken=False):
             fates[key].append(fate)
     said = Counter(key for key, _ in drops)
     unknown = stale = texts = named = noticed = 0
+    seen = defaultdict(set)  # ports of a rule -> where it was when it dropped
     for key, drop in drops:
         if not group.true(key in fates, f"spurious: {key}", drop):
             continue
@@ -307,6 +308,8 @@ def churn(group, guest, validator, backend, broken=False):
         found = judge(off if broken else drop)
         if drop["rule"]["number"] or drop["rule"]["handle"]:
             named += 1
+            seen[drop["rule"]["family"], key[3], key[5]].add(
+                (drop["rule"]["chain"], drop["rule"]["number"], drop["rule"]["handle"]))
             noticed += None not in judge(off)
         group.true(None in found, f"{found[0]}: {key}, the trace says {fates[key]}", drop)
         stale += drop["rule"]["stale"]
@@ -316,7 +319,8 @@ def churn(group, guest, validator, backend, broken=False):
     print(f"    {backend}: {len(drops)} drops, {unknown} of them without a rule, {stale} stale, {texts} with a text")
     group.true(len(drops) >= 100, "packets that were dropped", len(drops))
     group.true(unknown <= len(drops) / 10, "drops without a rule", f"{unknown} of {len(drops)}")
-    group.true(stale, "rules that were stale", stale)
+    moved = sum(len(where) > 1 for where in seen.values())
+    group.true(moved >= 3, "rules that dropped at more than one place, or with more than one handle", moved)
     # It takes longest to read the rules of iptables-nft: under emulation they may not stand still for that long.
     group.true(texts or backend == "iptables-nft", "rules that had a text", texts)
     group.equal(noticed, named, "rules whose number and handle are off by one and which the oracle notices")

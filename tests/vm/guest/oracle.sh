@@ -104,6 +104,7 @@ directory=/oracle/churn/$backend
 if [ -d "$directory" ]; then
     cp "$directory/places.json" "$out/"
     load "$directory"
+    oracle-agent "$directory/prime" "$out/run.json" - >"$out/prime.sent"
     : >"$out/changing"
     {
         case $backend in

@@ -150,4 +150,6 @@ def write(directory, backend, rng, changes, count):
     else:
         places = write_iptables(directory, rng, changes, backend == "legacy")
     (directory / "places.json").write_text(json.dumps(places))
-    (directory / "packets").write_text(lines(packets(rng, count), (backend,), True))
+    # Two lists: the rules begin to change when they have been read.
+    (directory / "prime").write_text(lines([], (backend,), True))
+    (directory / "packets").write_text(lines(packets(rng, count), (backend,), False))
