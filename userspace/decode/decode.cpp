@@ -25,17 +25,18 @@ struct HookName {
 };
 
 // enum nf_inet_hooks, nf_bridge hooks, NF_ARP_* and enum nf_dev_hooks. The numbers mean something within their
-// family only.
+// family only. A packet of an inet chain has its own family, at ingress too (since 5.10).
 constexpr HookName hook_names[] = {
-    {NFPROTO_INET, 0, Hook::prerouting},  {NFPROTO_INET, 1, Hook::input},        {NFPROTO_INET, 2, Hook::forward},
-    {NFPROTO_INET, 3, Hook::output},      {NFPROTO_INET, 4, Hook::postrouting},  {NFPROTO_INET, 5, Hook::ingress},
-    {NFPROTO_IPV4, 0, Hook::prerouting},  {NFPROTO_IPV4, 1, Hook::input},        {NFPROTO_IPV4, 2, Hook::forward},
-    {NFPROTO_IPV4, 3, Hook::output},      {NFPROTO_IPV4, 4, Hook::postrouting},  {NFPROTO_IPV6, 0, Hook::prerouting},
-    {NFPROTO_IPV6, 1, Hook::input},       {NFPROTO_IPV6, 2, Hook::forward},      {NFPROTO_IPV6, 3, Hook::output},
-    {NFPROTO_IPV6, 4, Hook::postrouting}, {NFPROTO_BRIDGE, 0, Hook::prerouting}, {NFPROTO_BRIDGE, 1, Hook::input},
-    {NFPROTO_BRIDGE, 2, Hook::forward},   {NFPROTO_BRIDGE, 3, Hook::output},     {NFPROTO_BRIDGE, 4, Hook::postrouting},
-    {NFPROTO_ARP, 0, Hook::input},        {NFPROTO_ARP, 1, Hook::output},        {NFPROTO_ARP, 2, Hook::forward},
-    {NFPROTO_NETDEV, 0, Hook::ingress},   {NFPROTO_NETDEV, 1, Hook::egress},
+    {NFPROTO_INET, 0, Hook::prerouting},   {NFPROTO_INET, 1, Hook::input},         {NFPROTO_INET, 2, Hook::forward},
+    {NFPROTO_INET, 3, Hook::output},       {NFPROTO_INET, 4, Hook::postrouting},   {NFPROTO_INET, 5, Hook::ingress},
+    {NFPROTO_IPV4, 0, Hook::prerouting},   {NFPROTO_IPV4, 1, Hook::input},         {NFPROTO_IPV4, 2, Hook::forward},
+    {NFPROTO_IPV4, 3, Hook::output},       {NFPROTO_IPV4, 4, Hook::postrouting},   {NFPROTO_IPV6, 0, Hook::prerouting},
+    {NFPROTO_IPV6, 1, Hook::input},        {NFPROTO_IPV6, 2, Hook::forward},       {NFPROTO_IPV6, 3, Hook::output},
+    {NFPROTO_IPV6, 4, Hook::postrouting},  {NFPROTO_IPV4, 5, Hook::ingress},       {NFPROTO_IPV6, 5, Hook::ingress},
+    {NFPROTO_BRIDGE, 0, Hook::prerouting}, {NFPROTO_BRIDGE, 1, Hook::input},       {NFPROTO_BRIDGE, 2, Hook::forward},
+    {NFPROTO_BRIDGE, 3, Hook::output},     {NFPROTO_BRIDGE, 4, Hook::postrouting}, {NFPROTO_ARP, 0, Hook::input},
+    {NFPROTO_ARP, 1, Hook::output},        {NFPROTO_ARP, 2, Hook::forward},        {NFPROTO_NETDEV, 0, Hook::ingress},
+    {NFPROTO_NETDEV, 1, Hook::egress},
 };
 
 // By tsdt_source.

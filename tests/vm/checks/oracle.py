@@ -80,6 +80,7 @@ class Ruleset:
             line = line.strip()
             if match := re.match(r"table (\S+) (\S+) \{", line):
                 family, table = match.groups()
+                chain = None
             elif match := re.match(r"(chain|set|map) (\S+) \{", line):
                 chain = match.group(2) if match.group(1) == "chain" else None
                 if chain is not None:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
+from . import hooks
 from .guest import Run, check_lines, check_terminal, key_of, seconds
 from .oracle import Ruleset, fates_from_log, fates_from_monitor
 
@@ -600,7 +601,7 @@ def all_checks(report, guest, validator, program):
     kernel = guest.kernel
     wanted = ["late-modules", "various", "options", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
-    wanted += ["preempted-legacy", "preempted-nftables"]
+    wanted += ["preempted-legacy", "preempted-nftables"] + hooks.SCENARIOS
 
     def ran(group):
         for name in wanted:
@@ -627,3 +628,4 @@ def all_checks(report, guest, validator, program):
     run("a flood", flood, guest, validator)
     for backend in ("legacy", "nftables"):
         run(f"more processes than CPUs, {backend}", preempted, guest, backend)
+    hooks.all_checks(run, guest, validator)
