@@ -9,6 +9,8 @@
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"
+#include "hook_function.h"
+#include "queue.h"
 
 // Userspace loads this object again when a module appears whose types were not known before, and hands
 // over from one instance to the other by writing `control`.
@@ -87,6 +89,8 @@ enum place {
 	PLACE_OTHER = 1,
 	PLACE_NFT_DO_CHAIN = 2,
 	PLACE_NF_HOOK_SLOW = 3,
+	PLACE_NF_QUEUE = 4,
+	PLACE_REINJECT = 5,
 };
 
 struct {
@@ -187,6 +191,10 @@ __noinline int place_of(u64 location, struct scratch *scratch)
 		place = PLACE_NFT_DO_CHAIN;
 	else if (begins_with(scratch->symbol, "nf_hook_slow+", 13))
 		place = PLACE_NF_HOOK_SLOW;
+	else if (begins_with(scratch->symbol, "nf_queue+", 9))
+		place = PLACE_NF_QUEUE;
+	else if (begins_with(scratch->symbol, "nf_reinject+", 12) || begins_with(scratch->symbol, "nfqnl_reinject+", 15))
+		place = PLACE_REINJECT;
 	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
 	return place;
 }
@@ -308,9 +316,51 @@ __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *
 	key->rule = verdict->rule;
 	key->offset = verdict->offset;
 	key->generation = verdict->generation;
+	key->queue = verdict->queue;
 	__builtin_memcpy(drop->jumpstack, verdict->jumpstack, sizeof(drop->jumpstack));
 	device_name(drop->in_dev, verdict->in);
 	device_name(drop->out_dev, verdict->out);
+	return 0;
+}
+
+// The packet dies on its way to a program in userspace.
+static __noinline int attribute_queue(struct scratch *scratch, struct sk_buff *skb)
+{
+	enum { ESRCH = 3, ENOSPC = 28, ENOBUFS = 105 };
+	struct queueing *here = this_cpu_queueing();
+	struct tsdt_cause_key *key;
+	const struct verdict *verdict;
+	u32 why = TSDT_QUEUE_REFUSED;
+
+	if (!scratch)
+		return 0;
+	key = &scratch->drop.key;
+	key->source = TSDT_SOURCE_NETFILTER;
+	key->unknown = TSDT_UNKNOWN_QUEUE;
+	key->queue = TSDT_QUEUE_UNKNOWN;
+	if (here->skb != scratch->skb)
+		return 0;
+	here->skb = 0;
+	apply_state(scratch, (struct nf_hook_state *)here->state);
+	if (here->queued == scratch->skb) {
+		if (traces_nft && here->pkt) {
+			attribute_nft(scratch, here->pkt, PLACE_NF_QUEUE);
+		} else if (traces_legacy && here->target && legacy_queue_rule(skb)) {
+			verdict = take_verdict(scratch, skb);
+			if (verdict)
+				attribute_verdict(scratch, verdict);
+		}
+		if (key->source == TSDT_SOURCE_NETFILTER)
+			key->unknown = TSDT_UNKNOWN_QUEUE;
+		here->queued = 0;
+	}
+	if (here->error == -ESRCH || *(volatile __u32 *)&queue_handler_absent)
+		why = TSDT_QUEUE_NOBODY;
+	else if (here->error == -ENOBUFS || here->error == -ENOSPC)
+		why = TSDT_QUEUE_FULL;
+	else if (!here->error)
+		why = TSDT_QUEUE_UNKNOWN;
+	key->queue = why | TSDT_QUEUE_NUMBERED | here->number;
 	return 0;
 }
 
@@ -365,6 +415,12 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 		describe_table(cause->key.rule, cause);
 		describe_chain(cause->key.rule, &cause->step[0]);
 		cause->steps = 1;
+	} else if (cause->key.source == TSDT_SOURCE_HOOK_FUNCTION) {
+		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
+		cause->steps = 1;
+		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), scratch->verdict.table);
+	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
+		list_hook_functions(cause, scratch->skb);
 	} else if (verdict) {
 		cause->family = verdict->family;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
@@ -432,6 +488,14 @@ static __always_inline bool is_active(void)
 	return active && *active == instance;
 }
 
+static __always_inline void set_hook(struct tsdt_drop *drop, u32 hook)
+{
+	if (!hook)
+		return;
+	drop->key.pf = hook >> 8;
+	drop->key.hook = hook & 0xff;
+}
+
 static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *skb, u64 location, u32 emitter)
 {
 	struct scratch *scratch = this_cpu_scratch(emitter);
@@ -468,9 +532,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 	drop->key.hook = 0xff;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
-	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was
+	// A table's verdict is carried out in nf_hook_slow, or after a queue in nf_reinject. One that is still there when the packet dies elsewhere was
 	// about an earlier packet, in the same skb.
-	if (place != PLACE_NF_HOOK_SLOW)
+	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT)
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
@@ -482,12 +546,22 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 		verdict = take_verdict(scratch, skb);
 		if (verdict)
 			attribute_verdict(scratch, verdict);
-	} else if (place == PLACE_NFT_DO_CHAIN || place == PLACE_NF_HOOK_SLOW) {
+	} else if (place == PLACE_NF_QUEUE) {
+		attribute_queue(scratch, skb);
+	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+		if (place == PLACE_NF_HOOK_SLOW) {
+			struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
+
+			if (search && bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) > 0)
+				set_hook(drop, find_hook(emitter, location));
+		}
 	}
 	attribute_devices(scratch, address);
-	if (!drop->received && compat_in_process(ctx)) {
+	// Who gives verdicts on queued packets does not send them.
+	if (place == PLACE_REINJECT ? (drop->key.queue & TSDT_QUEUE_WHY) == TSDT_QUEUE_VERDICT :
+				      !drop->received && compat_in_process(ctx)) {
 		drop->pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(drop->comm, sizeof(drop->comm));
 	}

@@ -50,6 +50,7 @@ struct tables {
 	struct table_slot slot[TABLE_SLOTS];
 	u32 generation; // of the slots and of this family's part of the pool
 	u32 used;       // chunks
+	u64 restarted_ns; // when the pool was last begun anew for want of room
 };
 enum { FAMILY_IPV4 = 0, FAMILY_IPV6 = 1, FAMILIES = 2 };
 
@@ -171,7 +172,8 @@ static __always_inline bool target_may_fail(u64 name)
 {
 	return NAME_IS(name, "TPROXY") || NAME_IS(name, "SYNPROXY") || NAME_IS(name, "SNAT") ||
 	       NAME_IS(name, "DNAT") || NAME_IS(name, "MASQUERADE") || NAME_IS(name, "REDIRECT") ||
-	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP");
+	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP") ||
+	       NAME_IS(name, "NFQUEUE"); // its program in userspace may (queue.h)
 }
 
 static long visit_entry(u32 index, struct walk *walk)
@@ -245,6 +247,19 @@ broken:
 	return 1;
 }
 
+// Where the rules that drop are simply too many, beginning anew with each packet would cost a walk through the tables each
+// time, and help nobody: what has no room stays out, and a drop by it says so.
+static __always_inline bool may_restart(struct tables *tables, u32 generation)
+{
+	const u64 interval_ns = 1000000000;
+	u64 now = bpf_ktime_get_ns();
+
+	if (!(generation & 1) && now - tables->restarted_ns < interval_ns)
+		return false;
+	tables->restarted_ns = now;
+	return true;
+}
+
 // Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
 static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 family)
 {
@@ -276,7 +291,7 @@ static __noinline int take_shadow(struct tables *tables, u64 table_address, u32 
 	walk.limit = (pool_chunks - tables->used) * CHUNK;
 	bpf_loop(BPF_CORE_READ(private, number), visit_entry, &walk, 0);
 
-	if (!walk.complete && tables->used) {
+	if (!walk.complete && tables->used && may_restart(tables, now)) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
 		tables->generation = now - 1;
 		return 0;
@@ -348,8 +363,11 @@ static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
 	if (jumpstacks)
 		bpf_probe_read_kernel(&jumpstack, sizeof(jumpstack), &jumpstacks[cpu]);
-	if (jumpstack)
-		bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
+	if (!jumpstack)
+		return;
+	if (compat_duplicating()) // the copy uses the other half
+		jumpstack += BPF_CORE_READ(private, stacksize);
+	bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
 }
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and fills in the rest

@@ -49,6 +49,18 @@ int BPF_PROG(nft_do_chain_end, struct nft_pktinfo *pkt, void *priv, unsigned int
 	return 0;
 }
 
+// A rule hands the packet to a program in userspace: should it die on its way there, that is the rule.
+static __always_inline int nft_queued(const struct nft_expr *expr, const struct nft_pktinfo *pkt)
+{
+	struct queueing *here = this_cpu_queueing();
+
+	trail_add(this_cpu_trail(), pkt, expr, TRAIL_DROP);
+	here->target = 0;
+	here->pkt = (u64)pkt;
+	here->queued = (u64)pkt->skb;
+	return 0;
+}
+
 // Expressions that may set a verdict only after they have looked.
 static __always_inline int expression_done(const struct nft_expr *expr, const struct nft_regs *regs,
 					   const struct nft_pktinfo *pkt)
@@ -61,6 +73,8 @@ static __always_inline int expression_done(const struct nft_expr *expr, const st
 		trail_add(trail, pkt, expr, TRAIL_JUMP_BY);
 	} else if ((code & NF_VERDICT_MASK) == NF_DROP) {
 		trail_add(trail, pkt, expr, TRAIL_DROP);
+	} else if ((code & NF_VERDICT_MASK) == NF_QUEUE) {
+		return nft_queued(expr, pkt); // NFQUEUE of iptables-nft
 	}
 	return 0;
 }

@@ -482,9 +482,9 @@ TEST_CASE("no placeholder is misspelt: one that is would silently drop its sente
         CHECK(!has(explanation->summary, "{"));
     }
     const std::set<std::string> known{
-        "accept",     "chain",  "configured_by",  "dns",  "dst",       "evidence", "in_dev", "iptables",
-        "out_dev",    "owner",  "owner_evidence", "peer", "peer_cidr", "service",  "show",   "src",
-        "sysctl_dev", "unknown"};
+        "accept",     "chain",   "configured_by",  "dns",        "dst",       "evidence",     "in_dev", "iptables",
+        "out_dev",    "owner",   "owner_evidence", "peer",       "peer_cidr", "service",      "show",   "src",
+        "sysctl_dev", "unknown", "hook_function",  "program_id", "queue",     "queue_process"};
     const auto check = [&](std::string_view text) {
         for (std::size_t open = 0; (open = text.find('{', open)) != std::string_view::npos; ++open) {
             const std::string name(text.substr(open + 1, text.find('}', open) - open - 1));

@@ -620,7 +620,9 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                                {"reason_code", 8},
                                {"location", "nf_hook_slow+0x9b/0xd0"},
                                {"hook", "input"},
-                               {"unknown", nullptr}});
+                               {"unknown", nullptr},
+                               {"hook_function", nullptr},
+                               {"queue", nullptr}});
     const json rule{{"backend", "iptables-legacy"},
                     {"family", "ip"},
                     {"table", "filter"},

@@ -31,7 +31,7 @@ void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& na
 }
 
 // Netfilter's modules, and those that define drop reasons of their own: other modules need not be read.
-constexpr std::string_view module_prefixes[] = {"nf_", "nft_",  "nfnetlink", "x_tables", "ip_tables", "ip6_tables",
+constexpr std::string_view module_prefixes[] = {"nf_", "nft_", "nfnetlink", "x_tables", "ip_tables",  "ip6_tables",
                                                 "xt_", "ipt_", "ip6t_",     "mac80211", "openvswitch"};
 
 bool of_interest(std::string_view module) {
@@ -62,7 +62,8 @@ void KernelTypes::read(const btf* types, unsigned from, int btf_object,
     }
 }
 
-KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions) {
+KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions,
+                         const std::set<std::string, std::less<>>& more_modules) {
     const Btf vmlinux(btf__load_vmlinux_btf());
     if (!vmlinux)
         return;
@@ -75,7 +76,8 @@ KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions) {
         info.name = reinterpret_cast<std::uintptr_t>(name);
         info.name_len = sizeof(name);
         std::uint32_t size = sizeof(info);
-        if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf || !of_interest(name))
+        if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf ||
+            (!of_interest(name) && !more_modules.contains(std::string_view(name))))
             continue;
         const Btf types(btf__load_from_kernel_by_id_split(id, vmlinux.get()));
         if (!types)

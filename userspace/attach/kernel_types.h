@@ -24,9 +24,10 @@ struct FunctionId {
 
 class KernelTypes {
 public:
-    // Looks for `functions` in vmlinux and in the modules that are loaded now. Finds nothing on a kernel without
-    // BTF; modules have theirs from 5.11.
-    explicit KernelTypes(const std::set<std::string, std::less<>>& functions);
+    // Looks for `functions` in vmlinux and in the modules that are loaded now: netfilter's, and `more_modules`. Finds
+    // nothing on a kernel without BTF; modules have theirs from 5.11.
+    explicit KernelTypes(const std::set<std::string, std::less<>>& functions,
+                         const std::set<std::string, std::less<>>& more_modules = {});
     ~KernelTypes();
     KernelTypes(const KernelTypes&) = delete;
     KernelTypes& operator=(const KernelTypes&) = delete;

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bpf/event.h"
 #include "model.h"
@@ -47,6 +48,10 @@ Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
 Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine& machine);
+
+// The functions registered at the hook where a packet died, one of which has dropped it; empty for a cause of which
+// more is known, or for which the kernel could not list them.
+std::vector<HookFunction> hook_functions(const tsdt_cause& cause);
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

@@ -4,10 +4,10 @@
 import re
 from collections import Counter
 
-from .guest import check_lines, check_terminal
+from .guest import check_lines, check_terminal, seconds
 from .oracle import Ruleset
 
-SCENARIOS = ["families"]
+SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways"]
 
 
 # ---- nf_tables: families, expressions ----
@@ -87,7 +87,200 @@ def families(group, guest, validator):
                 [["input"] + [f"c{i}" for i in range(15)]] * 2, "the deepest way that the kernel allows")
 
 
+# ---- functions at hooks ----
+
+def hook_functions(group, guest, validator):
+    scenario = "hook-functions"
+    run, marks = guest.run(scenario), guest.marks(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    counters = {name: (int(drop), int(failed)) for name, drop, failed in
+                map(str.split, guest.text(f"{scenario}/counters").splitlines())}
+    # What conntrack's own source calls them; one function for both families since 6.3.
+    confirm = "ipv4_confirm" if guest.kernel.startswith("6.1.") else "nf_confirm"
+    cases = [(7751, "ipv4", "clash.known", "postrouting", confirm, "nf_conntrack"),
+             (7752, "ipv4", "full.known", "prerouting", "ipv4_conntrack_in", "nf_conntrack"),
+             (7752, "ipv6", "full.known", "prerouting", "ipv6_conntrack_in", "nf_conntrack")]
+    if "bpf.known" in marks:
+        cases.append((7753, "ipv4", "bpf.known", "input", "nf_hook_run_bpf", None))
+    else:
+        group.true(guest.kernel.startswith("6.1."), "BPF programs at netfilter's hooks were tried")
+    for port, family, known, hook, name, module in cases:
+        what = f"{family} port {port}"
+        drops = [d for d in run.drops_to_port(port, family) if d["drop"]["kind"] != "kernel"]
+        early = [d for d in drops if seconds(d["time"]) < marks[known]]
+        late = [d for d in drops if seconds(d["time"]) >= marks[known]]
+        group.true(early and len(late) >= 2, f"{what}: drops, before and after the first was read", (len(early), len(late)))
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "hook", "reason": "NETFILTER_DROP", "hook": hook, "queue": None}, what)
+            group.equal(drop["rule"], None, f"{what}: rule")
+        for drop in early[:1]:
+            group.equal(drop["drop"]["hook_function"], None, f"{what}: the function at first")
+            group.true(name in drop["drop"]["unknown"], f"{what}: {name} is among those that may have dropped it",
+                       drop["drop"]["unknown"])
+        for drop in late:
+            function = drop["drop"]["hook_function"]
+            group.fields(function, {"name": name, "module": module}, f"{what}: hook_function")
+            group.equal(drop["drop"]["unknown"], None, f"{what}: unknown")
+            if name == "nf_hook_run_bpf":
+                group.equal((function or {}).get("bpf_program"),
+                            {"id": int(guest.text(f"{scenario}/bpf")), "name": "drops_all"}, "the BPF program")
+            else:
+                group.equal((function or {}).get("bpf_program"), None, f"{what}: BPF program")
+        group.true(name in run.out, f"{what}: the terminal names {name}", run.out[-800:])
+    clashes, full = run.drops_to_port(7751), run.drops_to_port(7752)
+    group.equal(sum(d["drop"]["kind"] == "hook" for d in clashes),
+                counters["clash"][1] - counters["start"][1], "connections that conntrack could not insert")
+    group.equal(sum(d["drop"]["kind"] == "hook" for d in full), counters["full"][0] - counters["clash"][0],
+                "packets that conntrack dropped, with its table full")
+    # Packets that pass pay for none of this until something has died.
+    attached = {when: set(re.findall(r"^(\S+)", guest.text(f"{scenario}/attached.{when}"), re.M))
+                for when in ("before", "after")}
+    for name in {case[4] for case in cases}:
+        group.true(name not in attached["before"], f"{name} is not traced at the start")
+        group.true(name in attached["after"], f"{name} is traced once it has dropped something")
+
+
+# ---- queues ----
+
+def queues(group, guest, validator):
+    run, marks = guest.run("queues"), guest.marks("queues")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    group.true("nfnetlink_queue" not in guest.text("queues/modules.before"), "no program had ever listened")
+    listeners = {int(number): int(pid) for number, pid in
+                 map(str.split, guest.text("queues/listeners").splitlines())}
+    legacy = Ruleset().add_save(guest.text("queues/legacy.save4"), "ip").add_save(guest.text("queues/legacy.save6"), "ip6")
+    nft = Ruleset().add_nft(guest.text("queues/nft.nft"), guest.text("queues/nft.nft.json"))
+    saved = Ruleset().add_save(guest.text("queues/nft.save4"), "ip")
+
+    # port -> family of the packet -> (packets that died, where the rule is, way to it, queue, fate)
+    def legacy_way(chain, number):
+        return [["INPUT", 1], ["queued", 2]] if chain == "queued" else [["INPUT", number]]
+    cases = [
+        (7771, "ipv4", 4, legacy, ("ip", "filter", "queued", 2), legacy_way("queued", 2), 71, "nobody"),
+        (7771, "ipv6", 2, legacy, ("ip6", "filter", "queued", 2), legacy_way("queued", 2), 71, "nobody"),
+        (7773, "ipv4", 2, legacy, ("ip", "filter", "INPUT", 3), legacy_way("INPUT", 3), 73, "full"),
+        (7774, "ipv4", 4, nft, ("inet", "q", "queued", 2), [["input", 1], ["queued", 2]], 74, "nobody"),
+        (7774, "ipv6", 2, nft, ("inet", "q", "queued", 2), [["input", 1], ["queued", 2]], 74, "nobody"),
+        (7776, "ipv4", 4, saved, ("ip", "filter", "INPUT", 1), [["INPUT", 1]], 76, "nobody"),
+    ]
+    for port, family, packets, ruleset, where, path, number, fate in cases:
+        what = f"{family} port {port}"
+        rule = ruleset.rule(*where)
+        drops = [d for d in run.drops_to_port(port, family) if d["drop"]["queue"] and d["drop"]["queue"]["fate"] == fate]
+        group.equal(len(drops), packets, f"{what}: drop lines, {fate}")
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "rule", "hook": "input", "hook_function": None,
+                                        "queue": {"number": number, "fate": fate, "process": None}}, what)
+            group.fields(drop["rule"] or {}, {"family": where[0], "table": where[1], "chain": where[2], "number": where[3],
+                                              "text": rule.text, "verdict": "queue", "confidence": "exact", "stale": False},
+                         f"{what}: rule")
+            group.equal([[s["chain"], s["number"]] for s in (drop["rule"] or {"path": []})["path"]], path, f"{what}: path")
+            group.equal(drop["packet"]["in_dev"], "eth0", f"{what}: in_dev")
+            group.equal(drop["process"], None, f"{what}: nobody here sent it")
+    counted = {port: sum(c["packets"] for c in run.final["causes"] if any(f["dport"] == port for f in c["flows"]))
+               for port in range(7771, 7779)}
+    group.equal(counted[7771], legacy.rule("ip", "filter", "queued", 2).packets +
+                legacy.rule("ip6", "filter", "queued", 2).packets, "port 7771: the rule's own counter")
+    group.equal(counted[7774], nft.rule("inet", "q", "queued", 2).packets, "port 7774: the rule's own counter")
+    # queue, port id, waiting, mode, range, dropped for want of room, dropped by the socket, last id
+    full = [line.split() for line in guest.text("queues/nfnetlink_queue").splitlines() if line.split()[0] == "73"]
+    group.equal([int(line[5]) for line in full], [2], "packets that the kernel counts as dropped by the full queue")
+
+    # The program's own word.
+    for port, number, packets in ((7772, 72, 4), (7775, 75, 4)):
+        drops = run.drops_to_port(port)
+        group.equal(len(drops), packets, f"port {port}: drop lines")
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "hook", "hook": "input", "unknown": lambda text: "vm_helper" in text,
+                                        "queue": {"number": number, "fate": "verdict",
+                                                  "process": {"pid": listeners[number], "comm": "vm_helper"}}},
+                         f"port {port}")
+            group.equal((drop["rule"], drop["process"]), (None, None), f"port {port}: rule and sender")
+    # One packet still waited when its program ended.
+    closed = [d for d in run.drops_to_port(7773) if d["drop"]["queue"] and d["drop"]["queue"]["fate"] == "closed"]
+    group.equal(len(closed), 1, "packets whose program went away")
+    for drop in closed:
+        group.true(seconds(drop["time"]) >= marks["closing"], "it went away when it was killed", drop)
+        group.equal((drop["drop"]["kind"], drop["drop"]["hook"], drop["process"]), ("hook", "input", None), "closed")
+    # Accepted by the program, dropped by a table behind it.
+    passed = run.drops_to_port(7777)
+    group.equal(len(passed), 2, "port 7777: drop lines")
+    for drop in passed:
+        group.fields(drop["rule"] or {}, {"backend": "iptables-legacy", "chain": "INPUT", "number": 4, "verdict": "drop",
+                                          "text": legacy.rule("ip", "filter", "INPUT", 4).text}, "port 7777")
+        group.equal((drop["drop"]["queue"], drop["process"]), (None, None), "port 7777: no queue dropped it")
+    # With bypass, it passes when nobody listens.
+    group.equal([d["drop"]["kind"] for d in run.drops_to_port(7778)], ["kernel"] * 4, "port 7778: what dropped it")
+
+
+# ---- legacy tables: ways that are not straight ----
+
+def legacy_ways(group, guest, validator):
+    run = guest.run("legacy-ways")
+    check_lines(group, run, validator)
+    group.equal(run.exit, 0, "exit code")
+    rules = Ruleset().add_save(guest.text("legacy-ways/after.save4"), "ip")
+    rules.add_save(guest.text("legacy-ways/after.save6"), "ip6")
+
+    def expect(family, drops, packets, table, path, what):
+        group.equal(len(drops), packets, f"{what}: drop lines")
+        rule = rules.rule({"ipv4": "ip", "ipv6": "ip6"}[family], table, *path[-1])
+        group.equal(rule.packets, packets, f"{what}: the rule's own counter")
+        for drop in drops:
+            named = drop["rule"] or {"path": []}
+            group.fields(named, {"backend": "iptables-legacy", "table": table, "chain": path[-1][0],
+                                 "number": path[-1][1], "text": rule.text, "confidence": "exact"}, what)
+            group.equal([(s["chain"], s["number"]) for s in named["path"]], path, f"{what}: path")
+
+    for family in ("ipv4", "ipv6"):
+        teed = run.drops_to_port(7781, family)
+        for hook, path in (("prerouting", [("PREROUTING", 2), ("outer", 2), ("inner", 2)]),
+                           ("output", [("OUTPUT", 2), ("copied", 1)])):
+            expect(family, [d for d in teed if d["drop"]["hook"] == hook], 2, "mangle", path,
+                   f"{family}: {'the copy of ' if hook == 'output' else ''}a packet that TEE copies")
+        group.equal(len(teed), 4, f"{family}: nothing else was dropped of what TEE copies")
+        group.equal([d["drop"]["kind"] for d in run.drops_to_port(7782, family)], ["kernel"] * 2,
+                    f"{family}: empty chains drop nothing")
+        for number in (3, 4):
+            expect(family, [d for d in run.drops_to_port(7783, family) if d["rule"] and d["rule"]["number"] == number], 1,
+                   "filter", [("INPUT", number)], f"{family}: packets that two rules share")
+    # No rule has counted it, since it is the match that drops: so none is named.
+    short = [d for d in run.drops if d["packet"]["proto"] == "tcp"]
+    group.equal(len(short), 2, "packets that a match drops: drop lines")
+    for drop in short:
+        group.fields(drop, {"rule": None, "drop": {"kind": "hook", "hook": "input",
+                                                   "unknown": lambda text: "a match" in text}}, "a match that drops")
+    group.equal(rules.rule("ip", "filter", "INPUT", 5).packets, 0, "the rule whose match drops: its counter")
+
+    # Thousands of rules: the nth is for port 19999 + n.
+    many = Ruleset().add_save(guest.text("legacy-ways/many.save4"), "ip").add_save(guest.text("legacy-ways/many.save6"), "ip6")
+    for family, ip, ports, beyond in (("ipv4", "ip", (20000, 25000, 29998), ()),
+                                      ("ipv6", "ip6", (20000, 25000), (36000, 39998))):
+        for port in ports + beyond:
+            what = f"{family}: rule {port - 19999} of {len(many.chains[ip, 'raw', 'PREROUTING'].rules)}"
+            rule = many.rule(ip, "raw", "PREROUTING", port - 19999)
+            drops = run.drops_to_port(port, family)
+            group.equal((len(drops), rule.packets), (2, 2), f"{what}: drop lines, and its counter")
+            for drop in drops:
+                named = drop["rule"]
+                if named is None and port in beyond:
+                    group.true("more dropping rules than are watched" in drop["drop"]["unknown"], f"{what}: says why",
+                               drop["drop"])
+                    continue
+                group.fields(named or {}, {"chain": "PREROUTING", "number": port - 19999, "table": "raw",
+                                           "text": lambda text, it=rule: text in (None, it.text)}, what)
+                group.true(port != 39998, f"{what}: there is no room to watch it", drop)
+
+
 # ---- all of it ----
 
 def all_checks(run, guest, validator):
     run("families and expressions of nf_tables", families, guest, validator)
+    run("functions at hooks", hook_functions, guest, validator)
+    run("queues", queues, guest, validator)
+    run("ways through legacy tables", legacy_ways, guest, validator)

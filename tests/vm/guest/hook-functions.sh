@@ -1,0 +1,76 @@
+# shellcheck shell=bash source-path=SCRIPTDIR
+# SPDX-License-Identifier: GPL-2.0-only
+# Drops by functions at netfilter's hooks that have no rules: conntrack, whose table is full or which two connections
+# would share an entry of, and a BPF program. The first packet of each shows that there is such a function; which one it
+# is is known of the others. Conntrack's own counters tell how many there were.
+# shellcheck source=lib.sh
+. /tests/lib.sh
+
+network none
+forwarding
+nft -f - <<'NFT'
+table ip nat {
+    chain post {
+        type nat hook postrouting priority srcnat; policy accept;
+        udp dport 7751 snat to 10.1.0.1:4000
+    }
+}
+table inet states {
+    chain input {
+        type filter hook input priority 0; policy accept;
+        ct state established counter accept
+    }
+}
+NFT
+traced() { cat /sys/kernel/tracing/enabled_functions >"$out/attached.$1"; }
+# drop and insert_failed, over all CPUs
+counters() {
+    local line fields names drop=0 failed=0 i
+    {
+        read -ra names
+        while read -ra fields; do
+            for i in "${!names[@]}"; do
+                case ${names[i]} in
+                drop) drop=$((drop + 16#${fields[i]})) ;;
+                insert_failed) failed=$((failed + 16#${fields[i]})) ;;
+                esac
+            done
+        done
+    } </proc/net/stat/nf_conntrack
+    echo "$1 $drop $failed" >>"$out/counters"
+}
+
+trace run --all --record "$out/recording"
+traced before
+counters start
+{
+    # Each datagram has a source port of its own: all but the first would become the same connection.
+    /tests/send $client4 2 7751
+    pause 1.5
+    mark clash.known
+    /tests/send $client4 3 7751
+    counters clash
+    # A few connections that are in use, and no room for more.
+    ip netns exec provider ping -c 2 -i 0.2 $vm4
+    sysctl -qw net.netfilter.nf_conntrack_max=1
+    ip netns exec provider /tests/send $vm4 1 7752
+    ip netns exec provider /tests/send $vm6 1 7752
+    pause 1.5
+    mark full.known
+    ip netns exec provider /tests/send $vm4 3 7752
+    ip netns exec provider /tests/send $vm6 3 7752
+    sysctl -qw net.netfilter.nf_conntrack_max=65536
+    counters full
+    if [[ $(uname -r) != 6.1.* ]]; then # from 6.4
+        ip netns exec client vm_helper bpf 2 1 0 >"$out/bpf" &
+        wait_for 5 "$out/bpf" ''
+        until [ -s "$out/bpf" ]; do pause 0.1; done
+        ip netns exec provider /tests/send $client4 1 7753
+        pause 1.5
+        mark bpf.known
+        ip netns exec provider /tests/send $client4 2 7753
+    fi
+} >"$out/send.log" 2>&1
+pause 0.5
+traced after
+stop run
