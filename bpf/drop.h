@@ -168,12 +168,15 @@ static __always_inline bool in_ranges(const u8 *address, u8 family)
 // Whether the packet is one that the user asked for.
 __noinline int wanted(struct tsdt_drop *drop)
 {
+	u8 family;
+
 	if (match_all)
 		return 1;
-	if (!drop || !drop->family)
+	if (!drop || (!drop->family && !drop->is_arp))
 		return 0;
-	drop->to_range = in_ranges(drop->daddr, drop->family);
-	drop->from_range = in_ranges(drop->saddr, drop->family);
+	family = drop->is_arp ? 4 : drop->family;
+	drop->to_range = in_ranges(drop->daddr, family);
+	drop->from_range = in_ranges(drop->saddr, family);
 	return (match_to && drop->to_range) || (match_from && drop->from_range);
 }
 

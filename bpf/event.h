@@ -124,7 +124,8 @@ struct tsdt_drop {
 	__u8 ctinfo;               // enum ip_conntrack_info, or 0xff: conntrack has not seen it
 	__u32 pid;                 // of the sending process, 0 where the packet was not being sent by one; TSDT_QUEUE_VERDICT: of the one that gave the verdict
 	__u16 ethertype;           // host order
-	__u16 pad;
+	__u8 is_arp;               // for an IPv4 address: saddr and daddr are those of its sender and its target
+	__u8 pad;
 	char comm[TSDT_COMM_LEN];
 	char in_dev[TSDT_IFNAME_LEN];  // empty when not known
 	char out_dev[TSDT_IFNAME_LEN];

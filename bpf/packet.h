@@ -105,6 +105,24 @@ static __always_inline bool read_ipv6(struct tsdt_drop *drop, const void *l3)
 	return true;
 }
 
+// Who asks or answers whom about an IPv4 address. The family stays 0: it is no IP packet.
+static __always_inline void read_arp(struct tsdt_drop *drop, const void *l3)
+{
+	struct {
+		__be16 hardware, protocol;
+		u8 hardware_length, protocol_length;
+		__be16 operation;
+		u8 sender_hardware[6], sender[4], target_hardware[6], target[4];
+	} arp;
+
+	if (bpf_probe_read_kernel(&arp, sizeof(arp), l3) || arp.protocol != bpf_htons(ETH_P_IP) ||
+	    arp.hardware_length != 6 || arp.protocol_length != 4)
+		return;
+	__builtin_memcpy(drop->saddr, arp.sender, 4);
+	__builtin_memcpy(drop->daddr, arp.target, 4);
+	drop->is_arp = 1;
+}
+
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
 // A global function, as are others below: the verifier then looks at each of them once, and not again for
 // every way that leads to it.
@@ -128,5 +146,7 @@ __noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
 		read_ipv4(drop, l3);
 	else if (drop->ethertype == ETH_P_IPV6)
 		read_ipv6(drop, l3);
+	else if (drop->ethertype == ETH_P_ARP)
+		read_arp(drop, l3);
 	return 0;
 }

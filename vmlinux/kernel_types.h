@@ -43,7 +43,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
-enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
+enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806, ETH_P_IPV6 = 0x86dd };
 enum {
 	IPPROTO_ICMP = 1,
 	IPPROTO_TCP = 6,

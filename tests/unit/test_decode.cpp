@@ -260,6 +260,18 @@ TEST_CASE("decode: before the function is known, those that may have dropped the
     CHECK(hook_functions(cause).size() == TSDT_PATH_MAX);
 }
 
+TEST_CASE("decode: ARP has addresses, and is no IP packet") {
+    tsdt_drop record = dns_answer();
+    record.family = 0;
+    record.ethertype = 0x0806;
+    CHECK(decoded(record).packet.src.text().empty());
+    record.is_arp = 1;
+    const Packet packet = decoded(record).packet;
+    CHECK(packet.family == IpFamily::other);
+    CHECK(packet.src.text() == "100.100.2.136");
+    CHECK(packet.dst.text() == "172.16.0.5");
+}
+
 TEST_CASE("decode: queues, and whose word it was") {
     tsdt_drop record = dns_answer();
     record.key.source = TSDT_SOURCE_NETFILTER;

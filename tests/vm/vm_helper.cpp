@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Runs in the test VMs:
 //
-//   vm_helper queue NUMBER drop|accept|hold [MAXLEN]   listens on a queue of NFQUEUE, and says so of each packet, or
-//   nothing vm_helper bpf PF HOOK PRIORITY                      has a BPF program drop all packets at a hook of
-//   netfilter
+//   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
+//   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
+//   vm_helper arptables drop|accept                   the policy of INPUT in the legacy table of ARP
 //
-// Says "ready", or the id of the program, when it does so; runs until it is killed.
+// The first two say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -15,12 +15,15 @@
 #include <vector>
 
 #include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <bpf/bpf.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_queue.h>
+#include <linux/netfilter_arp/arp_tables.h>
 #include <linux/netlink.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -142,6 +145,42 @@ void drop_with_bpf(std::uint32_t pf, std::uint32_t hook, std::int32_t priority) 
         pause();
 }
 
+// Gets the table as it is, changes one verdict, and puts it back.
+void set_arp_policy(bool drop) {
+    const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    arpt_getinfo info{};
+    std::strcpy(info.name, "filter");
+    socklen_t size = sizeof(info);
+    if (fd < 0 || getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_INFO, &info, &size))
+        fail("ARPT_SO_GET_INFO");
+    std::vector<char> got(sizeof(arpt_get_entries) + info.size);
+    auto* entries = reinterpret_cast<arpt_get_entries*>(got.data());
+    std::strcpy(entries->name, "filter");
+    entries->size = info.size;
+    size = static_cast<socklen_t>(got.size());
+    if (getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_ENTRIES, entries, &size))
+        fail("ARPT_SO_GET_ENTRIES");
+    char* blob = got.data() + sizeof(arpt_get_entries);
+    auto* policy = reinterpret_cast<arpt_entry*>(blob + info.underflow[NF_ARP_IN]);
+    auto* target = reinterpret_cast<xt_standard_target*>(reinterpret_cast<char*>(policy) + policy->target_offset);
+    target->verdict = -(drop ? NF_DROP : NF_ACCEPT) - 1;
+
+    std::vector<char> put(sizeof(arpt_replace) + info.size);
+    std::vector<xt_counters> counters(info.num_entries);
+    auto* replace = reinterpret_cast<arpt_replace*>(put.data());
+    std::strcpy(replace->name, "filter");
+    replace->valid_hooks = info.valid_hooks;
+    replace->num_entries = info.num_entries;
+    replace->size = info.size;
+    std::memcpy(replace->hook_entry, info.hook_entry, sizeof(info.hook_entry));
+    std::memcpy(replace->underflow, info.underflow, sizeof(info.underflow));
+    replace->num_counters = info.num_entries;
+    replace->counters = counters.data();
+    std::memcpy(put.data() + sizeof(arpt_replace), blob, info.size);
+    if (setsockopt(fd, IPPROTO_IP, ARPT_SO_SET_REPLACE, replace, static_cast<socklen_t>(put.size())))
+        fail("ARPT_SO_SET_REPLACE");
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -152,6 +191,12 @@ int main(int count, char** arguments) {
                   count > 4 ? static_cast<std::uint32_t>(number(4)) : 1024);
     if (what == "bpf" && count == 5)
         drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
-    std::fputs("usage: vm_helper queue NUMBER drop|accept|hold [MAXLEN] | bpf PF HOOK PRIORITY\n", stderr);
+    if (what == "arptables" && count == 3) {
+        set_arp_policy(std::string(arguments[2]) == "drop");
+        return 0;
+    }
+    std::fputs(
+        "usage: vm_helper queue NUMBER drop|accept|hold [MAXLEN] | bpf PF HOOK PRIORITY | arptables drop|accept\n",
+        stderr);
     return 2;
 }

@@ -134,6 +134,10 @@ Packet packet(const tsdt_drop& record) {
     packet.src = address(record.family, record.saddr);
     packet.dst = address(record.family, record.daddr);
     packet.family = packet.src.family;
+    if (record.is_arp && record.family == 0) {
+        packet.src = address(4, record.saddr);
+        packet.dst = address(4, record.daddr);
+    }
     packet.proto = record.proto;
     if (record.has_ports) {
         packet.sport = ntohs(record.sport);
@@ -277,7 +281,7 @@ Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
         return inconsistent(name, "its address family", record->family);
     }
     for (const std::uint8_t flag :
-         {record->has_ports, record->has_l4, record->to_range, record->from_range, record->received}) {
+         {record->has_ports, record->has_l4, record->to_range, record->from_range, record->received, record->is_arp}) {
         if (flag > 1) {
             return inconsistent(name, "a yes-or-no field", flag);
         }

@@ -354,6 +354,18 @@ const std::vector<KnownCause> table_of_causes{
                    "server that is up.",
                    peer_is},
      .fixes = {{"ipvsadm -L -n", "none, it lists the services and their servers"}}},
+    {.id = "legacy-arp-table",
+     .kind = DropKind::hook,
+     .function = "arpt_do_table",
+     .sentences = {"A rule or a policy of the legacy ARP tables (arptables-legacy) dropped it. Which one is not known: "
+                   "these tables are not traced."},
+     .fixes = {{"arptables-legacy -L -n -v", "none, it shows the rules with their counters"}}},
+    {.id = "legacy-bridge-table",
+     .kind = DropKind::hook,
+     .function = "ebt_*",
+     .sentences = {"A rule or a policy of the legacy bridge tables (ebtables-legacy) dropped it. Which one is not "
+                   "known: these tables are not traced."},
+     .fixes = {{"ebtables-legacy -L --Lc", "none, it shows the rules of the table filter with their counters"}}},
     {.id = "bpf-netfilter",
      .kind = DropKind::hook,
      .function = "nf_hook_run_bpf",

@@ -68,9 +68,9 @@ std::string schema() {
       "properties": {
         "family": { "enum": ["ipv4", "ipv6", "other"] },
         "proto": { "description": "a name, or the protocol number as a string", "type": "string" },
-        "src": { "type": "string" },
+        "src": { "description": "an IP address, for ARP that of the sender; else empty", "type": "string" },
         "sport": { "$ref": "#/$defs/u16_or_null" },
-        "dst": { "type": "string" },
+        "dst": { "description": "as src; for ARP the target", "type": "string" },
         "dport": { "$ref": "#/$defs/u16_or_null" },
         "length": { "description": "bytes of the IP packet, header included", "$ref": "#/$defs/u32" },
         "ttl": { "$ref": "#/$defs/u8" },

@@ -72,7 +72,10 @@ std::string icmp_name(const Packet& packet) {
 // "udp 100.100.2.136:53 > 10.0.0.2:41873, an answer, in by eth0"
 std::string describe(const Packet& packet) {
     std::string out;
-    if (packet.family == IpFamily::other) {
+    constexpr std::uint16_t arp = 0x0806;
+    if (packet.ethertype == arp && packet.src.family == IpFamily::ipv4) {
+        out = fmt::format("arp {} > {}", packet.src.text(), packet.dst.text());
+    } else if (packet.family == IpFamily::other) {
         out = fmt::format("ethertype 0x{:04x}, {} bytes", packet.ethertype, packet.length);
     } else {
         out = fmt::format("{} {} > {}", proto_name(packet.proto), endpoint(packet.src, packet.sport),

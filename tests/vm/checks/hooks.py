@@ -7,6 +7,7 @@ from collections import Counter
 from .guest import check_lines, check_terminal, seconds
 from .oracle import Ruleset
 
+VM, PROVIDER = "10.0.0.2", "10.0.0.1"
 SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways"]
 
 
@@ -46,6 +47,10 @@ def families(group, guest, validator):
         by_rule[rule["family"], rule["table"], rule["chain"], rule["handle"]] += 1
         group.fields(rule, {"confidence": "exact", "stale": False}, "rule")
         block = rule["chain"].startswith("__chain")
+        if rule["family"] == "arp":
+            asked = re.search(r"daddr ip (\S+)", rule["text"]).group(1)
+            group.equal((packet["dst"], packet["src"]), (asked, VM if asked.endswith(".88") else PROVIDER),
+                        f"who asks for {asked}")
         base = rules.chains[rule["family"], rule["table"], rule["path"][0]["chain"]]
         group.equal(drop["drop"]["hook"], base.hook.lower(), f"hook of {rule['chain']}")
         group.equal(packet["family"] == "other", rule["family"] == "arp" or packet["proto"] == "0",
@@ -67,6 +72,10 @@ def families(group, guest, validator):
     traced = traced_drops(guest.text("families/trace"))
     group.equal(dict(by_rule), dict(traced), "packets by rule: what the kernel's trace says")
 
+    # A range holds ARP as well: by its sender or its target.
+    ranged = guest.run("families", "ranged")
+    group.equal({(d["packet"]["dst"], d["packet"]["direction"]) for d in ranged.drops},
+                {("10.0.0.77", "to")}, "--dst 10.0.0.77")
     # Each of them was met, or the comparison says nothing.
     places = Counter()
     for family, table, chain, handle in traced:
@@ -129,6 +138,15 @@ def hook_functions(group, guest, validator):
             else:
                 group.equal((function or {}).get("bpf_program"), None, f"{what}: BPF program")
         group.true(name in run.out, f"{what}: the terminal names {name}", run.out[-800:])
+    # Legacy ARP tables: the function is known, and that it is one of them is said; which rule is not.
+    arp = [d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] == "hook"]
+    late = [d for d in arp if seconds(d["time"]) >= marks["arp.known"]]
+    group.true(len(arp) > len(late) >= 2, "ARP: drops, before and after the first was read", (len(arp), len(late)))
+    for drop in arp:
+        group.fields(drop, {"rule": None, "drop": {"hook": "input", "reason": "NETFILTER_DROP"}}, "ARP")
+    for drop in late:
+        group.fields(drop["drop"]["hook_function"], {"name": "arpt_do_table", "module": "arp_tables"}, "ARP")
+        group.true("arptables-legacy" in drop["explanation"]["summary"], "ARP: the explanation names the tool", drop)
     clashes, full = run.drops_to_port(7751), run.drops_to_port(7752)
     group.equal(sum(d["drop"]["kind"] == "hook" for d in clashes),
                 counters["clash"][1] - counters["start"][1], "connections that conntrack could not insert")

@@ -195,7 +195,9 @@ for netns in provider left; do
 done
 sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
 
+launch ranged --dst 10.0.0.77 --json-file "$out/ranged.json"
 trace run --all --record "$out/recording"
+started ranged ranged.json
 {
     ip netns exec left /tests/send 100.100.7.2 2 7701 7702 7705 7707 7708 7721
     ip netns exec left /tests/send 100.100.7.3 2 7703 7704
@@ -211,10 +213,11 @@ trace run --all --record "$out/recording"
     ping -c 1 -W 1 10.0.0.88 &
     ip netns exec left ping -c 1 -W 1 100.100.7.77 &
     # shellcheck disable=SC2046 # a list
-    wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}") || true
+    wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}\|${tracers[ranged]}") || true
 } >"$out/send.log" 2>&1
 pause 0.7
 stop run
+stop ranged
 kill "$monitor" || true
 save_rules iptables-nft after
 for side in left right; do

@@ -70,6 +70,15 @@ counters start
         mark bpf.known
         ip netns exec provider /tests/send $client4 2 7753
     fi
+    # The legacy table of ARP is such a function, too: which of its rules it was is not known.
+    ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
+    vm_helper arptables drop
+    ip netns exec provider ping -c 1 -W 1 10.0.0.91 || true
+    pause 1
+    mark arp.known
+    ip netns exec provider ping -c 1 -W 1 10.0.0.92 || true
+    ip netns exec provider ping -c 1 -W 1 10.0.0.93 || true
+    vm_helper arptables accept
 } >"$out/send.log" 2>&1
 pause 0.5
 traced after
