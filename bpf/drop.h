@@ -405,7 +405,7 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 
 	if (!scratch || !last_id)
 		return 0;
-	verdict = with_verdict ? &scratch->verdict : NULL;
+	verdict = &scratch->verdict;
 	cause = &scratch->cause;
 	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
 	cause->key = scratch->drop.key;
@@ -421,10 +421,10 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 	} else if (cause->key.source == TSDT_SOURCE_HOOK_FUNCTION) {
 		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
 		cause->steps = 1;
-		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), scratch->verdict.table);
+		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
 		list_hook_functions(cause, scratch->skb);
-	} else if (verdict) {
+	} else if (with_verdict) {
 		cause->family = verdict->family;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 		if (verdict->named) {
@@ -551,6 +551,8 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 			attribute_verdict(scratch, verdict);
 	} else if (place == PLACE_NF_QUEUE) {
 		attribute_queue(scratch, skb);
+		if (drop->key.source == TSDT_SOURCE_LEGACY_RULE)
+			verdict = &scratch->verdict;
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;

@@ -72,6 +72,7 @@ counters start
     fi
     # The legacy table of ARP is such a function, too: which of its rules it was is not known.
     ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
+    modprobe arptable_filter
     vm_helper arptables drop
     ip netns exec provider ping -c 1 -W 1 10.0.0.91 || true
     pause 1

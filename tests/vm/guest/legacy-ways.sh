@@ -30,42 +30,34 @@ COMMIT
 -A INPUT -p udp --dport 7782 -g emptier
 -A INPUT -p udp --dport 7783 -m statistic --mode nth --every 2 --packet 0 -j DROP
 -A INPUT -p udp --dport 7783 -j DROP
--A INPUT -p tcp -m tcp --dport 9 -j DROP
+-A INPUT -p udp --dport 7784 -m hashlimit --hashlimit-name small --hashlimit-upto 9/sec --hashlimit-mode srcport --hashlimit-htable-max 1 -j DROP
 COMMIT
 RULES
 }
-# many TABLE FROM RULES: every other one drops
+# many RULES: every other one drops
 many() {
-    local i
-    echo "*$1"
-    for ((i = $2; i < $2 + $3; i++)); do
-        echo "-A PREROUTING -p udp --dport $((20000 + i)) -j $([ $((i % 2)) = 0 ] && echo DROP || echo ACCEPT)"
-    done
-    echo COMMIT
+    awk -v count="$1" 'BEGIN {
+        print "*raw"
+        for (i = 0; i < count; i++)
+            print "-A PREROUTING -p udp --dport " 20000 + i " -j " (i % 2 ? "ACCEPT" : "DROP")
+        print "COMMIT"
+    }'
 }
 
 network none
 forwarding
 iptables_rules 10.1.0.2 | iptables-legacy-restore
 iptables_rules fd00:b::2 | ip6tables-legacy-restore
-ip netns exec provider nft -f - <<'NFT'
-table ip altered {
-    chain out {
-        type filter hook output priority 0; policy accept;
-        ip daddr 10.0.0.2 icmp type echo-request ip protocol set 6
-    }
-}
-NFT
 trace run --dst "$ranges" --record "$out/recording"
 {
     for address in $vm4 $vm6; do
         ip netns exec provider /tests/send "$address" 2 7781 7782 7783
     done
-    # Eight bytes that say that they are TCP: the match tcp does not pass what it cannot read.
-    ip netns exec provider ping -c 2 -i 0.2 -W 1 -s 0 $vm4
+    # The match remembers one source port, which its rule drops; what it has no room for it drops itself.
+    ip netns exec provider /tests/send "$vm4" 3 7784
     save_rules legacy after
-    many raw 0 10000 | iptables-legacy-restore
-    many raw 0 20000 | ip6tables-legacy-restore
+    many 10000 | iptables-legacy-restore
+    many 20000 | ip6tables-legacy-restore
     pause 1.2
     ip netns exec provider /tests/send "$vm4" 2 20000 25000 29998
     ip netns exec provider /tests/send "$vm6" 2 20000 25000 36000 39998
