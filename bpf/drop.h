@@ -357,7 +357,7 @@ static __noinline int attribute_queue(struct scratch *scratch, struct sk_buff *s
 			key->unknown = TSDT_UNKNOWN_QUEUE;
 		here->queued = 0;
 	}
-	if (here->error == -ESRCH || *(volatile __u32 *)&queue_handler_absent)
+	if (here->error == -ESRCH || (!here->error && *(volatile __u32 *)&queue_handler_absent))
 		why = TSDT_QUEUE_NOBODY;
 	else if (here->error == -ENOBUFS || here->error == -ENOSPC)
 		why = TSDT_QUEUE_FULL;

@@ -144,6 +144,16 @@ bool is_hook_function_program(std::string_view function) {
     return function == "hook_function" || function == "nf_hook_run_bpf";
 }
 
+// Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
+// is there then.
+bool is_queue_program(std::string_view function) {
+    return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
+}
+
+bool rules_may_queue(const KernelTypes& types) {
+    return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
+}
+
 // At which hook nf_hook_slow is called by which function (bpf/hook_function.h). Not those that call it for several.
 struct HookCaller {
     const char* name;
@@ -279,6 +289,10 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
         }
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
+        if (is_queue_program(function) && !rules_may_queue(*types_for_loading)) {
+            bpf_program__set_autoload(program, false);
+            continue;
+        }
         const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
                           types_for_loading->function(function).has_value();
         bpf_program__set_autoload(program, load);
@@ -331,10 +345,10 @@ int Tracer::State::fill_hook_callers(const tsdroptrace_bpf& object) const {
 // Set first, then looked: a module that comes in between takes it back itself.
 void Tracer::State::watch_queue_handler() const {
     std::uint32_t* absent = &maps_of().bss->queue_handler_absent;
-    if (!traces("nf_register_queue_handler"))
+    if (!traces("nf_register_queue_handler") || __atomic_load_n(absent, __ATOMIC_SEQ_CST))
         return;
     __atomic_store_n(absent, 1, __ATOMIC_SEQ_CST);
-    if (module_is_loaded("nfnetlink_queue"))
+    if (module_is_loaded("nfnetlink_queue") || traces("nfqnl_enqueue_packet")) // or built in
         __atomic_store_n(absent, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -519,8 +533,10 @@ void Tracer::refresh() {
     const auto before = state_->attached.size();
     if (const int error = state_->add(true, false))
         spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}", std::strerror(-error));
-    else if (state_->attached.size() != before)
+    else if (state_->attached.size() != before) {
+        state_->watch_queue_handler();
         spdlog::info("a netfilter module has been loaded: it is traced from now on");
+    }
 }
 
 void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
