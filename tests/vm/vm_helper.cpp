@@ -4,6 +4,7 @@
 //   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
 //   vm_helper arptables drop|accept                   the policy of INPUT in the legacy table of ARP
+//   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //
 // The first two say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
@@ -19,6 +20,7 @@
 #include <sys/socket.h>
 
 #include <bpf/bpf.h>
+#include <linux/ip_vs.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_queue.h>
@@ -181,6 +183,18 @@ void set_arp_policy(bool drop) {
         fail("ARPT_SO_SET_REPLACE");
 }
 
+void add_ipvs_service(const char* address, std::uint16_t port) {
+    const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    ip_vs_service_user service{};
+    service.protocol = IPPROTO_UDP;
+    service.port = htons(port);
+    service.netmask = 0xffffffff;
+    std::strcpy(service.sched_name, "rr");
+    if (fd < 0 || inet_pton(AF_INET, address, &service.addr) != 1 ||
+        setsockopt(fd, IPPROTO_IP, IP_VS_SO_SET_ADD, &service, sizeof(service)))
+        fail("IP_VS_SO_SET_ADD");
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -195,8 +209,10 @@ int main(int count, char** arguments) {
         set_arp_policy(std::string(arguments[2]) == "drop");
         return 0;
     }
-    std::fputs(
-        "usage: vm_helper queue NUMBER drop|accept|hold [MAXLEN] | bpf PF HOOK PRIORITY | arptables drop|accept\n",
-        stderr);
+    if (what == "ipvs" && count == 4) {
+        add_ipvs_service(arguments[2], static_cast<std::uint16_t>(number(3)));
+        return 0;
+    }
+    std::fputs("usage: see the top of vm_helper.cpp\n", stderr);
     return 2;
 }

@@ -110,7 +110,8 @@ def hook_functions(group, guest, validator):
     confirm = "ipv4_confirm" if guest.kernel.startswith("6.1.") else "nf_confirm"
     cases = [(7751, "ipv4", "clash.known", "postrouting", confirm, "nf_conntrack"),
              (7752, "ipv4", "full.known", "prerouting", "ipv4_conntrack_in", "nf_conntrack"),
-             (7752, "ipv6", "full.known", "prerouting", "ipv6_conntrack_in", "nf_conntrack")]
+             (7752, "ipv6", "full.known", "prerouting", "ipv6_conntrack_in", "nf_conntrack"),
+             (7754, "ipv4", "ipvs.known", "input", "ip_vs_in_hook", "ip_vs")]
     if "bpf.known" in marks:
         cases.append((7753, "ipv4", "bpf.known", "input", "nf_hook_run_bpf", None))
     else:

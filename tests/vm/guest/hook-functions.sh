@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR
 # SPDX-License-Identifier: GPL-2.0-only
 # Drops by functions at netfilter's hooks that have no rules: conntrack, whose table is full or which two connections
-# would share an entry of, and a BPF program. The first packet of each shows that there is such a function; which one it
+# would share an entry of, IPVS without a server, and a BPF program. The first packet of each shows that there is such a function; which one it
 # is is known of the others. Conntrack's own counters tell how many there were.
 # shellcheck source=lib.sh
 . /tests/lib.sh
@@ -70,6 +70,13 @@ counters start
         mark bpf.known
         ip netns exec provider /tests/send $client4 2 7753
     fi
+    # A load balancer with nobody to send to.
+    modprobe -a ip_vs ip_vs_rr
+    vm_helper ipvs $vm4 7754
+    ip netns exec provider /tests/send $vm4 1 7754
+    pause 1.5
+    mark ipvs.known
+    ip netns exec provider /tests/send $vm4 2 7754
     # The legacy table of ARP is such a function, too: which of its rules it was is not known.
     ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
     modprobe arptable_filter
