@@ -220,8 +220,3 @@ stop run
 stop ranged
 kill "$monitor" || true
 save_rules iptables-nft after
-for side in left right; do
-    ip link del $side
-    ip netns del $side
-done
-ip link del br0

@@ -25,7 +25,7 @@ NFT
 traced() { cat /sys/kernel/tracing/enabled_functions >"$out/attached.$1"; }
 # drop and insert_failed, over all CPUs
 counters() {
-    local line fields names drop=0 failed=0 i
+    local fields names drop=0 failed=0 i
     {
         read -ra names
         while read -ra fields; do
