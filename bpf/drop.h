@@ -327,12 +327,11 @@ __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *
 }
 
 // The packet dies on its way to a program in userspace.
-static __noinline int attribute_queue(struct scratch *scratch, struct sk_buff *skb)
+__noinline int attribute_queue(struct scratch *scratch)
 {
 	enum { ESRCH = 3, ENOSPC = 28, ENOBUFS = 105 };
 	struct queueing *here = this_cpu_queueing();
 	struct tsdt_cause_key *key;
-	const struct verdict *verdict;
 	u32 why = TSDT_QUEUE_REFUSED;
 
 	if (!scratch)
@@ -345,17 +344,11 @@ static __noinline int attribute_queue(struct scratch *scratch, struct sk_buff *s
 		return 0;
 	here->skb = 0;
 	apply_state(scratch, (struct nf_hook_state *)here->state);
-	if (here->queued == scratch->skb) {
-		if (traces_nft && here->pkt) {
-			attribute_nft(scratch, here->pkt, PLACE_NF_QUEUE);
-		} else if (traces_legacy && here->target && legacy_queue_rule(skb)) {
-			verdict = take_verdict(scratch, skb);
-			if (verdict)
-				attribute_verdict(scratch, verdict);
-		}
+	if (traces_nft && here->queued == scratch->skb && here->pkt) {
+		here->queued = 0;
+		attribute_nft(scratch, here->pkt, PLACE_NF_QUEUE);
 		if (key->source == TSDT_SOURCE_NETFILTER)
 			key->unknown = TSDT_UNKNOWN_QUEUE;
-		here->queued = 0;
 	}
 	if (here->error == -ESRCH || (!here->error && *(volatile __u32 *)&queue_handler_absent))
 		why = TSDT_QUEUE_NOBODY;
@@ -550,9 +543,13 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 		if (verdict)
 			attribute_verdict(scratch, verdict);
 	} else if (place == PLACE_NF_QUEUE) {
-		attribute_queue(scratch, skb);
-		if (drop->key.source == TSDT_SOURCE_LEGACY_RULE)
-			verdict = &scratch->verdict;
+		attribute_queue(scratch);
+		if (traces_legacy && drop->key.queue & TSDT_QUEUE_NUMBERED && find_queue_rule(address)) {
+			leave_queue_verdict(skb, drop->key.queue);
+			verdict = take_verdict(scratch, skb);
+		}
+		if (verdict)
+			attribute_verdict(scratch, verdict);
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;

@@ -95,22 +95,52 @@ IPT_QUEUE(nfqueue_tg_v1)
 IPT_QUEUE(nfqueue_tg_v2)
 IPT_QUEUE(nfqueue_tg_v3)
 
-// Leaves a verdict for the packet that a legacy rule has handed to a queue, and that could not be queued.
-static __noinline bool legacy_queue_rule(struct sk_buff *skb)
+static __always_inline struct draft *queue_draft(const struct nf_hook_state *state, u32 *family)
+{
+	u32 key;
+
+	*family = BPF_CORE_READ(state, pf) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	key = DRAFT_TARGET + *family;
+	return bpf_map_lookup_elem(&drafts, &key);
+}
+
+// Whether it was a legacy rule that handed over the packet, which could not be queued: then its claim is in the draft.
+// (Two functions, for the sake of the stack.)
+static __noinline bool find_queue_rule(u64 skb)
 {
 	struct queueing *here = this_cpu_queueing();
 	struct nf_hook_state *state = (struct nf_hook_state *)here->state;
-	u32 family = BPF_CORE_READ(state, pf) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	u32 key = DRAFT_TARGET + family;
-	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
+	struct draft *draft;
+	u32 family;
 
+	if (here->queued != skb || !here->target)
+		return false;
+	here->queued = 0;
+	draft = queue_draft(state, &family);
 	if (!draft || !find_target_rule(draft, here->target, here->table, family) ||
 	    draft->claim.private != here->private)
 		return false;
 	for (u32 i = 0; i < TSDT_JUMPSTACK_MAX; i++)
 		draft->claim.jumpstack[i] = here->jumpstack[i];
-	table_verdict(draft, skb, state, family);
 	return true;
+}
+
+// Leaves the verdict that says so. `queue`: tsdt_queue.
+static __noinline int leave_queue_verdict(struct sk_buff *skb, u32 queue)
+{
+	struct queueing *here = this_cpu_queueing();
+	struct nf_hook_state *state = (struct nf_hook_state *)here->state;
+	u64 key = (u64)skb;
+	struct draft *draft;
+	u32 family;
+
+	draft = queue_draft(state, &family);
+	if (!draft)
+		return 0;
+	table_verdict(draft, skb, state, family);
+	draft->verdict.queue = queue;
+	bpf_map_update_elem(&verdicts, &key, &draft->verdict, BPF_ANY);
+	return 0;
 }
 
 // ---- the program's own word ----

@@ -208,10 +208,11 @@ started ranged ranged.json
     for port in 7736 7761 7762; do
         ip netns exec provider timeout 0.3 bash -c "exec 3>/dev/tcp/$vm4/$port" &
     done
-    ip netns exec provider ping -c 1 -W 1 10.0.0.77 &
-    ip netns exec provider ping -c 1 -W 1 10.0.0.78 &
-    ping -c 1 -W 1 10.0.0.88 &
-    ip netns exec left ping -c 1 -W 1 100.100.7.77 &
+    # What asks for an address that nobody has is ARP.
+    ip netns exec provider /tests/send 10.0.0.77 1 9
+    ip netns exec provider /tests/send 10.0.0.78 1 9
+    /tests/send 10.0.0.88 1 9
+    ip netns exec left /tests/send 100.100.7.77 1 9
     # shellcheck disable=SC2046 # a list
     wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}\|${tracers[ranged]}") || true
 } >"$out/send.log" 2>&1

@@ -43,50 +43,40 @@ counters() {
 trace run --all --record "$out/recording"
 traced before
 counters start
-{
-    # Each datagram has a source port of its own: all but the first would become the same connection.
-    /tests/send $client4 2 7751
-    pause 1.5
-    mark clash.known
-    /tests/send $client4 3 7751
-    counters clash
-    # A few connections that are in use, and no room for more.
-    ip netns exec provider ping -c 2 -i 0.2 $vm4
+full() { # PACKETS: no room for more connections
     sysctl -qw net.netfilter.nf_conntrack_max=1
-    ip netns exec provider /tests/send $vm4 1 7752
-    ip netns exec provider /tests/send $vm6 1 7752
-    pause 1.5
-    mark full.known
-    ip netns exec provider /tests/send $vm4 3 7752
-    ip netns exec provider /tests/send $vm6 3 7752
+    ip netns exec provider /tests/send $vm4 "$1" 7752
+    ip netns exec provider /tests/send $vm6 "$1" 7752
     sysctl -qw net.netfilter.nf_conntrack_max=65536
-    counters full
+}
+{
+    ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
+    modprobe -a ip_vs ip_vs_rr arptable_filter
+    vm_helper ipvs $vm4 7754 # and nobody to send to
     if [[ $(uname -r) != 6.1.* ]]; then # from 6.4
         ip netns exec client vm_helper bpf 2 1 0 >"$out/bpf" &
-        wait_for 5 "$out/bpf" ''
         until [ -s "$out/bpf" ]; do pause 0.1; done
-        ip netns exec provider /tests/send $client4 1 7753
-        pause 1.5
-        mark bpf.known
-        ip netns exec provider /tests/send $client4 2 7753
     fi
-    # A load balancer with nobody to send to.
-    modprobe -a ip_vs ip_vs_rr
-    vm_helper ipvs $vm4 7754
+    # Each datagram has a source port of its own: all but the first would become the same connection.
+    /tests/send $client4 2 7751
+    ip netns exec provider /tests/send $client4 1 7753
     ip netns exec provider /tests/send $vm4 1 7754
-    pause 1.5
-    mark ipvs.known
-    ip netns exec provider /tests/send $vm4 2 7754
     # The legacy table of ARP is such a function, too: which of its rules it was is not known.
-    ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
-    modprobe arptable_filter
     vm_helper arptables drop
-    ip netns exec provider ping -c 1 -W 1 10.0.0.91 || true
-    pause 1
-    mark arp.known
-    ip netns exec provider ping -c 1 -W 1 10.0.0.92 || true
-    ip netns exec provider ping -c 1 -W 1 10.0.0.93 || true
+    ip netns exec provider /tests/send 10.0.0.91 1 9
     vm_helper arptables accept
+    full 1
+    pause 2
+    mark known
+    /tests/send $client4 3 7751
+    ip netns exec provider /tests/send $client4 2 7753
+    ip netns exec provider /tests/send $vm4 2 7754
+    vm_helper arptables drop
+    ip netns exec provider /tests/send 10.0.0.92 1 9
+    ip netns exec provider /tests/send 10.0.0.93 1 9
+    vm_helper arptables accept
+    full 3
+    counters end
 } >"$out/send.log" 2>&1
 pause 0.5
 traced after

@@ -30,7 +30,7 @@ COMMIT
 -A INPUT -p udp --dport 7782 -g emptier
 -A INPUT -p udp --dport 7783 -m statistic --mode nth --every 2 --packet 0 -j DROP
 -A INPUT -p udp --dport 7783 -j DROP
--A INPUT -p udp --dport 7784 -m hashlimit --hashlimit-name small --hashlimit-upto 9/sec --hashlimit-mode srcport --hashlimit-htable-max 1 -j DROP
+-A INPUT -p udp --dport 7784 -m hashlimit --hashlimit-name small --hashlimit-upto 9/sec --hashlimit-mode srcport --hashlimit-htable-size 1 --hashlimit-htable-max 1 -j DROP
 COMMIT
 RULES
 }
@@ -57,10 +57,10 @@ trace run --dst "$ranges" --record "$out/recording"
     ip netns exec provider /tests/send "$vm4" 3 7784
     save_rules legacy after
     many 10000 | iptables-legacy-restore
-    many 20000 | ip6tables-legacy-restore
+    many 17000 | ip6tables-legacy-restore
     pause 1.2
     ip netns exec provider /tests/send "$vm4" 2 20000 25000 29998
-    ip netns exec provider /tests/send "$vm6" 2 20000 25000 36000 39998
+    ip netns exec provider /tests/send "$vm6" 2 20000 25000 36000 36998
 } >"$out/send.log" 2>&1 || true
 pause 1
 stop run
