@@ -629,3 +629,5 @@ def all_checks(report, guest, validator, program):
     for backend in ("legacy", "nftables"):
         run(f"more processes than CPUs, {backend}", preempted, guest, backend)
     hooks.all_checks(run, guest, validator)
+    for name in hooks.SCENARIOS:
+        run(f"replay: {name}", replay, guest, validator, program, name)
