@@ -66,7 +66,7 @@ full() { # PACKETS: no room for more connections
     ip netns exec provider /tests/send 10.0.0.91 1 9
     vm_helper arptables accept
     full 1
-    pause 2
+    pause 5 # a program for each function is loaded: under emulation that takes its time
     mark known
     /tests/send $client4 3 7751
     ip netns exec provider /tests/send $client4 2 7753
