@@ -10,6 +10,12 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
+// Records for userspace: struct tsdt_drop and struct tsdt_ruleset_change.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);
+} events SEC(".maps");
+
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
 // nf_tables. Every traversal of a base chain leaves a trail: its beginning, the jumps and gotos taken, and the
@@ -159,10 +165,17 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 	       verdict->fingerprint == fingerprint_of(skb);
 }
 
-// Counts the changes of rulesets, by enum tsdt_generation.
+// Counts the changes of rulesets, by enum tsdt_generation: one more when a change begins, and one more when it has ended.
 __u32 generations[TSDT_GENERATION_MAX];
+// How many changes are under way; userspace sets it right when the end of one was missed.
+__s32 changing[TSDT_GENERATION_MAX];
 
 static __always_inline u32 generation(u32 which)
 {
 	return *(volatile u32 *)&generations[which];
+}
+
+static __always_inline bool is_changing(u32 which)
+{
+	return *(volatile s32 *)&changing[which] > 0;
 }

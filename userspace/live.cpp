@@ -20,6 +20,7 @@
 #include "pipeline.h"
 #include "recording/writer.h"
 #include "resolve_rule/live_snapshots.h"
+#include "ruleset_watch.h"
 #include "util/netns.h"
 
 namespace tsdroptrace {
@@ -125,16 +126,23 @@ public:
                      [this](const resolve_rule::Snapshot& snapshot) {
                          recorder_.write(&recording::Writer::snapshot, snapshot);
                      }),
+          watch_(
+              snapshots_,
+              [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
+              machine_.own_netns),
           pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
 
     Status run(bool stdout_is_tty);
 
 private:
     bool on_record(std::span<const std::byte> bytes);
+    bool on_drop(std::span<const std::byte> bytes);
+    void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
     void name_netns(std::uint32_t inode);
     void follow_clock();
-    void keep_snapshots();
+    void watch_rulesets();
+    void report_changes(bool last = false);
     void report_lost();
     void finish();
     KernelCounts counts() const;
@@ -144,6 +152,7 @@ private:
     decode::Machine machine_;
     Recorder recorder_;
     resolve_rule::LiveSnapshots snapshots_;
+    RulesetWatch watch_;
     Pipeline pipeline_;
 
     struct KeyLess {
@@ -182,6 +191,20 @@ void LiveRun::name_netns(std::uint32_t inode) {
 
 // False: enough for now.
 bool LiveRun::on_record(std::span<const std::byte> bytes) {
+    if (!decode::is_ruleset_change(bytes))
+        return on_drop(bytes);
+    on_ruleset_change(bytes);
+    return !stop_requested && Clock::now() < slice_end_;
+}
+
+void LiveRun::on_ruleset_change(std::span<const std::byte> bytes) {
+    if (const auto record = decode::read_ruleset_change(bytes))
+        watch_.changed(*record, Clock::now());
+    else
+        spdlog::error("this is a bug, please report it: {}", record.error().message);
+}
+
+bool LiveRun::on_drop(std::span<const std::byte> bytes) {
     const auto record = decode::read_drop(bytes);
     if (!record) {
         spdlog::error("this is a bug, please report it: {}", record.error().message);
@@ -197,12 +220,14 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
     if (pipeline_.drop(*record, *cause))
         ++shown_;
     recorder_.write(&recording::Writer::drop, *record);
+    if (const auto kind = resolve_rule::snapshot_kind(*cause)) // its ruleset has just been read
+        watch_.watch(*kind, record->key.netns, Clock::now());
     return !(options_.count && shown_ >= *options_.count) && !stop_requested && Clock::now() < slice_end_;
 }
 
-// Rulesets of our own namespace are read before anything is dropped by them, and again when they have changed: a rule
-// that is gone by the time its drop is read still has its text.
-void LiveRun::keep_snapshots() {
+// Rulesets of our own namespace are read before anything is dropped by them, and again (report_changes) when they have
+// changed: a rule that is gone by the time its drop is read still has its text.
+void LiveRun::watch_rulesets() {
     using resolve_rule::SnapshotKind;
     constexpr struct {
         SnapshotKind kind;
@@ -212,7 +237,17 @@ void LiveRun::keep_snapshots() {
                  {SnapshotKind::ip6_tables, "ip6t_do_table"}};
     for (const auto& [kind, function] : kinds)
         if (tracer_->traces(function))
-            snapshots_.get(kind, machine_.own_netns, tracer_->generation(ruleset_kind(kind)));
+            watch_.watch(kind, machine_.own_netns, Clock::now());
+}
+
+void LiveRun::report_changes(bool last) {
+    const auto untold = tracer_->changes_untold();
+    watch_.untold(TSDT_NETNS_OWN, untold[TSDT_NETNS_OWN]);
+    watch_.untold(TSDT_NETNS_OTHER, untold[TSDT_NETNS_OTHER]);
+    for (RulesetChange& change : watch_.look(Clock::now(), realtime_ns(), machine_.realtime_minus_mono_ns, last)) {
+        recorder_.write(&recording::Writer::ruleset, change);
+        pipeline_.ruleset(std::move(change));
+    }
 }
 
 // Only a step of the clock counts: one moment must not read differently each time it is shown.
@@ -258,6 +293,7 @@ void LiveRun::finish() {
         if (!polled || records == 0)
             break;
     }
+    report_changes(true);
     report_lost();
     KernelCounts totals = counts();
     std::uint64_t recorded = 0;
@@ -286,7 +322,7 @@ Status LiveRun::run(bool stdout_is_tty) {
                       machine_.host, filter_text(options_), tracer_->capabilities()};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
     pipeline_.start(start);
-    keep_snapshots();
+    watch_rulesets();
     lost_checked_ns_ = start.time_ns;
 
     const auto began = Clock::now();
@@ -307,6 +343,7 @@ Status LiveRun::run(bool stdout_is_tty) {
             !polled)
             return polled;
 
+        report_changes();
         const auto now = Clock::now();
         if (reopen_requested && *json_file) {
             reopen_requested = 0;
@@ -320,7 +357,7 @@ Status LiveRun::run(bool stdout_is_tty) {
         if (housekeeping.due(now)) {
             follow_clock();
             tracer_->refresh();
-            keep_snapshots();
+            watch_rulesets();
             report_lost();
             recorder_.write(&recording::Writer::flush);
         }

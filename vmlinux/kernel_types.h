@@ -230,6 +230,10 @@ struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
 	unsigned int flags;
+	int tgid;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	char comm[16];
 	int rcu_read_lock_nesting; // with CONFIG_PREEMPT_RCU
 };
 

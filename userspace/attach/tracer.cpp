@@ -21,6 +21,7 @@
 
 #include "attach/kernel_types.h"
 #include "tsdroptrace.skel.h"
+#include "util/netns.h"
 
 namespace tsdroptrace::attach {
 namespace {
@@ -202,6 +203,14 @@ struct Tracer::State {
     }
     const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
     std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
+    void forget_lost_changes();
+
+    // By tsdt_generation: since when the generation stands where it does.
+    struct Standing {
+        std::uint32_t generation = 0;
+        std::chrono::steady_clock::time_point since{};
+    };
+    std::array<Standing, TSDT_GENERATION_MAX> standing;
 
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
@@ -267,6 +276,23 @@ std::uint64_t Tracer::State::missed() const {
     return info.recursion_misses;
 }
 
+// The end of a change goes unseen when its program was at work on that CPU already, or the change began between the
+// attaching of two programs. No change of a ruleset takes this long.
+void Tracer::State::forget_lost_changes() {
+    constexpr auto longest = std::chrono::seconds(10);
+    const auto now = std::chrono::steady_clock::now();
+    for (std::size_t which = 0; which < standing.size(); ++which) {
+        const std::uint32_t generation = __atomic_load_n(&maps_of().bss->generations[which], __ATOMIC_ACQUIRE);
+        auto& changing = maps_of().bss->changing[which];
+        auto under_way = __atomic_load_n(&changing, __ATOMIC_ACQUIRE);
+        if (generation != standing[which].generation || under_way == 0)
+            standing[which] = {generation, now};
+        else if (now - standing[which].since >= longest &&
+                 __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            spdlog::debug("the end of {} changes of a ruleset was missed", under_way);
+    }
+}
+
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
 int Tracer::State::add(bool with_functions, bool with_emitter) {
@@ -292,6 +318,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->match_all = filter.all;
     object->rodata->match_to = filter.to;
     object->rodata->match_from = filter.from;
+    object->rodata->own_netns = current_netns();
     object->rodata->percpu_counters = cpus > 1;
     object->rodata->pool_chunks = pool_chunks(cpus);
     const bool adds_nft = bpf_program__autoload(object->progs.nft_do_chain_begin);
@@ -404,6 +431,7 @@ void Tracer::stop() {
 }
 
 void Tracer::refresh() {
+    state_->forget_lost_changes();
     if (!state_->problem.empty())
         return;
     auto modules = modules_with_btf();
@@ -505,8 +533,19 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
     return lost;
 }
 
-std::uint32_t Tracer::generation(RulesetKind kind) const {
-    return __atomic_load_n(&state_->maps_of().bss->generations[static_cast<std::size_t>(kind)], __ATOMIC_ACQUIRE);
+resolve_rule::Generation Tracer::generation(RulesetKind kind) const {
+    const auto& bss = *state_->maps_of().bss;
+    const auto which = static_cast<std::size_t>(kind);
+    // In this order: a change that begins in between shows.
+    const std::uint32_t number = __atomic_load_n(&bss.generations[which], __ATOMIC_ACQUIRE);
+    return {number, __atomic_load_n(&bss.changing[which], __ATOMIC_ACQUIRE) > 0};
+}
+
+std::array<std::uint64_t, TSDT_NETNS_CLASSES> Tracer::changes_untold() const {
+    std::array<std::uint64_t, TSDT_NETNS_CLASSES> untold{};
+    for (std::size_t i = 0; i < untold.size(); ++i)
+        untold[i] = __atomic_load_n(&state_->maps_of().bss->changes_untold[i], __ATOMIC_ACQUIRE);
+    return untold;
 }
 
 std::uint64_t Tracer::map_memory() const {

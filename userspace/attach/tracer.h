@@ -18,6 +18,7 @@
 #include "decode/decode.h"
 #include "model.h"
 #include "options.h"
+#include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::attach {
@@ -49,14 +50,15 @@ public:
     bool traces(std::string_view function) const; // now
     const decode::KernelNames& names() const;     // as of the start
 
-    // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most `timeout`, or until
+    // Hands records (struct tsdt_drop or tsdt_ruleset_change, not yet checked) to `sink` as they come, for at most `timeout`, or until
     // `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
     Status poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink);
 
     // Nothing is counted or recorded any more; what the maps and the ring buffer hold stays readable.
     void stop();
 
-    // Attaches to modules that have been loaded since. Cheap when there are none; call it once a second.
+    // Attaches to modules that have been loaded since, and forgets changes of rulesets whose end was missed. Cheap when
+    // there are none; call it once a second.
     void refresh();
 
     std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
@@ -65,7 +67,9 @@ public:
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
     lost_by_place() const;                            // by tsdt_lost: what the programs counted themselves
-    std::uint32_t generation(RulesetKind kind) const; // bumped before and after each change: odd while one is under way
+    resolve_rule::Generation generation(RulesetKind kind) const;
+    // Changes of rulesets, ours or in other namespaces (tsdt_netns_class), that were too many for a record each.
+    std::array<std::uint64_t, TSDT_NETNS_CLASSES> changes_untold() const;
 
     // Bytes that the maps of all programs take.
     std::uint64_t map_memory() const;

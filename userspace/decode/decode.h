@@ -41,12 +41,27 @@ std::string_view lost_place_name(std::size_t place);
 // copied, so they may be unaligned and may go away.
 Result<tsdt_drop> read_drop(std::span<const std::byte> bytes);
 
+// Which struct a record of the ring buffer is, by its size.
+inline bool is_ruleset_change(std::span<const std::byte> bytes) {
+    static_assert(sizeof(tsdt_ruleset_change) != sizeof(tsdt_drop));
+    return bytes.size() == sizeof(tsdt_ruleset_change);
+}
+
+// The other record of the ring buffer. As read_drop.
+Result<tsdt_ruleset_change> read_ruleset_change(std::span<const std::byte> bytes);
+
+// Who made that change. `record` has passed read_ruleset_change. Never fails.
+Changer decode_changer(const tsdt_ruleset_change& record);
+
 // One value of the map `causes`. As read_drop.
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
 
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
 Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine& machine);
+
+// The namespace with that inode.
+Netns decode_netns(std::uint32_t inode, const Machine& machine);
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

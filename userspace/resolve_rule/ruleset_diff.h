@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What two snapshots of one ruleset have not in common, for the rules that drop. Pure.
+#pragma once
+
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "model.h"
+#include "resolve_rule/ruleset.h"
+
+namespace tsdroptrace::resolve_rule {
+
+struct RulesetDiff {
+    // Backends of the chains that differ in any rule or in the policy. Empty: all that a snapshot holds is the same,
+    // so counters, elements of sets or other namespaces have changed, or nothing has.
+    std::set<Backend> changed;
+    // The dropping rules and policies, in the order of their snapshots. A rule that was taken out and put back where it
+    // was, by whatever means, is in none of them.
+    std::vector<ChangedRule> added, removed, moved;
+};
+
+// Whether packets die by this rule: drop, reject, or a verdict map with a drop in it.
+bool can_drop(const SnapshotRule& rule);
+
+// nf_tables' rules are told from each other by their handles, as long as it is the same table; all others, and those that
+// have a new handle, by their text. nullopt when the snapshots lack different things, which would look like a change.
+std::optional<RulesetDiff> compare(const Snapshot& before, const Snapshot& after);
+
+} // namespace tsdroptrace::resolve_rule
