@@ -127,8 +127,7 @@ public:
                          recorder_.write(&recording::Writer::snapshot, snapshot);
                      }),
           watch_(
-              snapshots_,
-              [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
+              snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               machine_.own_netns),
           pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
 

@@ -125,8 +125,7 @@ void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>&
     RulesetChange change;
     change.netns.inode = ruleset.netns;
     change.backend = ruleset.kind == SnapshotKind::nf_tables ? Backend::nftables : Backend::iptables_legacy;
-    change.time_ns =
-        ruleset.first ? static_cast<std::int64_t>(ruleset.last_mono_ns) + realtime_minus_mono_ns : now_ns;
+    change.time_ns = ruleset.first ? static_cast<std::int64_t>(ruleset.last_mono_ns) + realtime_minus_mono_ns : now_ns;
     change.generation = snapshot ? snapshot->generation : current_generation_(ruleset.kind).number;
     change.other_changes = ruleset.other_changes;
     std::vector<Pending> later;

@@ -18,14 +18,15 @@
 
 namespace tsdroptrace {
 
-// Not thread-safe. Memory is bounded by the limits below and by the snapshots that it holds on to: one for each ruleset.
+// Not thread-safe. Memory is bounded by the limits below and by the snapshots that it holds on to: one for each
+// ruleset.
 class RulesetWatch {
 public:
     using TimePoint = std::chrono::steady_clock::time_point;
     using CurrentGeneration = std::function<resolve_rule::Generation(resolve_rule::SnapshotKind)>;
 
-    static constexpr std::size_t max_foreign = 16; // rulesets of other namespaces; later ones are not watched
-    static constexpr std::chrono::milliseconds quiet{500};   // a burst has ended when nothing came for so long,
+    static constexpr std::size_t max_foreign = 16;         // rulesets of other namespaces; later ones are not watched
+    static constexpr std::chrono::milliseconds quiet{500}; // a burst has ended when nothing came for so long,
     static constexpr std::chrono::milliseconds longest{1000}; // or is told of in parts of this length
     static constexpr std::chrono::milliseconds between_looks{1000};
     static constexpr std::chrono::milliseconds patience{5000}; // then a change is told of without what it did

@@ -50,8 +50,8 @@ public:
     bool traces(std::string_view function) const; // now
     const decode::KernelNames& names() const;     // as of the start
 
-    // Hands records (struct tsdt_drop or tsdt_ruleset_change, not yet checked) to `sink` as they come, for at most `timeout`, or until
-    // `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
+    // Hands records (struct tsdt_drop or tsdt_ruleset_change, not yet checked) to `sink` as they come, for at most
+    // `timeout`, or until `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
     Status poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink);
 
     // Nothing is counted or recorded any more; what the maps and the ring buffer hold stays readable.
@@ -66,7 +66,7 @@ public:
     std::vector<FlowCount> flows() const;
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
-    lost_by_place() const;                            // by tsdt_lost: what the programs counted themselves
+    lost_by_place() const; // by tsdt_lost: what the programs counted themselves
     resolve_rule::Generation generation(RulesetKind kind) const;
     // Changes of rulesets, ours or in other namespaces (tsdt_netns_class), that were too many for a record each.
     std::array<std::uint64_t, TSDT_NETNS_CLASSES> changes_untold() const;

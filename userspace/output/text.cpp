@@ -203,8 +203,8 @@ std::string changers_text(const RulesetChange& change) {
     const auto& parent = change.changers[0].parent;
     constexpr std::uint32_t init = 1;
     const bool of_one = parent && parent->pid != init && std::ranges::all_of(change.changers, [&](const Changer& c) {
-        return c.parent && c.parent->pid == parent->pid;
-    });
+                            return c.parent && c.parent->pid == parent->pid;
+                        });
     return of_one && change.other_changes == 0 ? out + " of " + process_name(*parent) : out;
 }
 

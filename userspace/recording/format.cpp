@@ -410,9 +410,9 @@ std::string to_json(const RulesetChange& change) {
 
 Result<RulesetChange> ruleset_from_json(std::string_view text) {
     auto change = load<RulesetChange>(text, "change of a ruleset");
-    if (change && (change->added.size() > RulesetChange::max_rules || change->removed.size() > RulesetChange::max_rules ||
-                   change->moved.size() > RulesetChange::max_rules ||
-                   change->changers.size() > RulesetChange::max_changers)) {
+    if (change &&
+        (change->added.size() > RulesetChange::max_rules || change->removed.size() > RulesetChange::max_rules ||
+         change->moved.size() > RulesetChange::max_rules || change->changers.size() > RulesetChange::max_changers)) {
         return Error{ErrorKind::other, "the change of a ruleset has more rules or processes than there may be"};
     }
     return change;

@@ -71,10 +71,9 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
     std::shared_ptr<const Snapshot> answer;
     for (int attempt = 0; attempt < max_attempts && !answer; attempt++) {
         Generation before = quiet_generation(ruleset.kind);
-        // What is read while a change is under way may be the ruleset before or after it.
-        if (before.changing && attempt + 1 < max_attempts)
-            continue;
-        auto snapshot = reader_(ruleset.kind, ruleset.netns, max_rules);
+        // What would be read while a change is under way may be the ruleset before or after it.
+        auto snapshot =
+            before.changing ? Result<Snapshot>(Snapshot{}) : reader_(ruleset.kind, ruleset.netns, max_rules);
         if (!snapshot) {
             log_once(snapshot.error().message);
             break;
@@ -89,7 +88,7 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
             auto changed = std::make_shared<Snapshot>();
             changed->kind = ruleset.kind;
             changed->netns = ruleset.netns;
-            changed->generation = after.number;
+            changed->generation = after.number + 1;
             changed->problems = {"the ruleset kept changing while it was read"};
             answer = changed;
         }

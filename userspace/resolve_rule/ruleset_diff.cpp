@@ -36,8 +36,8 @@ struct ChainPair {
 
     // Handles are counted within a table: one that was made anew begins again.
     bool comparable_handles() const {
-        return old_table && new_table && old_table->handle && old_table->handle == new_table->handle && before && after &&
-               before->handle == after->handle;
+        return old_table && new_table && old_table->handle && old_table->handle == new_table->handle && before &&
+               after && before->handle == after->handle;
     }
 };
 
@@ -49,7 +49,8 @@ bool same_rule(const SnapshotRule& before, const SnapshotRule& after, bool by_ha
 }
 
 bool same_chain(const ChainPair& pair) {
-    if (!pair.before || !pair.after || pair.before->hook != pair.after->hook || pair.before->policy != pair.after->policy)
+    if (!pair.before || !pair.after || pair.before->hook != pair.after->hook ||
+        pair.before->policy != pair.after->policy)
         return false;
     const bool by_handle = pair.comparable_handles();
     return std::equal(pair.before->rules.begin(), pair.before->rules.end(), pair.after->rules.begin(),
