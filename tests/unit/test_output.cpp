@@ -582,17 +582,17 @@ TEST_CASE("a changed ruleset on the terminal", "[output]") {
     // Nobody in particular; nothing that drops; not known.
     change = added_rule();
     change.other_changes = 1;
-    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by tailscaled[812] and others:\n"));
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by tailscaled[812] and others (1 change"));
     change.changers.clear();
-    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by too many at once to say which:\n"));
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by too many to tell apart (1 change):"));
     change.other_changes = 0;
-    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by not known whom: + INPUT rule 1"));
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by a process not known: + INPUT rule 1"));
     change.added.clear();
     CHECK(text_of(change).empty());
     CHECK(text_of(change, {.verbose = true}) ==
-          "12:00:05 ruleset changed by not known whom: the rules that drop are the same\n");
+          "12:00:05 ruleset changed by a process not known: the rules that drop are the same\n");
     change.unknown = "it is gone";
-    CHECK(text_of(change) == "12:00:05 ruleset changed by not known whom: it is gone\n");
+    CHECK(text_of(change) == "12:00:05 ruleset changed by a process not known: it is gone\n");
 
     change = added_rule();
     change.changers[0].process.comm = "evil\x1b[2J\n";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "ruleset_watch.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -117,6 +118,16 @@ TEST_CASE("ruleset_diff: rules of nf_tables are told by their handles") {
     diff =
         diff_of(nft({rule("-A INPUT -j DROP", "drop", 2)}, 5, Backend::iptables_nft), nft({rule("drop", "drop", 2)}));
     CHECK(diff.changed.empty());
+    // Replaced, with its handle kept.
+    diff =
+        diff_of(nft({rule("a", "drop", 2), rule("c", "drop", 3)}), nft({rule("b", "drop", 2), rule("c", "drop", 3)}));
+    CHECK(words(diff.removed) == Words{"1 a"});
+    CHECK(words(diff.added) == Words{"1 b"});
+    CHECK(diff.moved.empty());
+    diff = diff_of(nft({rule("-A INPUT -j DROP", "drop", 2)}, 5, Backend::iptables_nft),
+                   nft({rule("reject", "reject", 2)}));
+    CHECK(words(diff.removed) == Words{"1 -A INPUT -j DROP"});
+    CHECK(words(diff.added) == Words{"1 reject"});
     // A rule that was taken out and put back: another handle, nothing else.
     diff = diff_of(nft({rule("a", "drop", 2)}), nft({rule("a", "drop", 9)}));
     CHECK(diff.changed == std::set{Backend::nftables});
@@ -188,7 +199,7 @@ struct FakeMachine : SnapshotSource {
         record.netns = netns;
         record.pid = pid;
         record.ruleset = TSDT_RULESET_IP_TABLES;
-        std::strncpy(record.comm, comm, sizeof(record.comm));
+        std::memcpy(record.comm, comm, std::min(std::strlen(comm), sizeof(record.comm)));
         watch.changed(record, now);
     }
     std::vector<RulesetChange> look(milliseconds later, bool last = false) {

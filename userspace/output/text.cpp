@@ -190,15 +190,19 @@ std::string process_name(const Process& process) {
     return fmt::format("{}[{}]", printable(process.comm), process.pid);
 }
 
-// "tailscaled[812]", "iptables[900] of tailscaled[812]", "iptables[900], iptables[901] and others"
+// "tailscaled[812]", "iptables[900] of tailscaled[812]", "nft[900], nft[901], nft[902] and others"
 std::string changers_text(const RulesetChange& change) {
     constexpr std::size_t shown = 3;
     std::string out;
     for (std::size_t i = 0; i < std::min(change.changers.size(), shown); ++i)
         out += (i == 0 ? "" : ", ") + process_name(change.changers[i].process);
     if (out.empty())
-        return change.other_changes != 0 ? "too many at once to say which" : "not known whom";
-    if (change.changers.size() > shown || change.other_changes != 0)
+        return change.other_changes != 0
+                   ? fmt::format("too many to tell apart ({})", counted(change.other_changes, "change"))
+                   : "a process not known";
+    if (change.other_changes != 0)
+        out += fmt::format(" and others ({} not told apart)", counted(change.other_changes, "change"));
+    else if (change.changers.size() > shown)
         out += " and others";
     const auto& parent = change.changers[0].parent;
     constexpr std::uint32_t init = 1;

@@ -41,21 +41,23 @@ struct ChainPair {
     }
 };
 
-bool same_rule(const SnapshotRule& before, const SnapshotRule& after, bool by_handle) {
-    // One program's words for a rule may have been another's the last time: the handle is what counts.
-    if (by_handle && before.handle && after.handle)
-        return *before.handle == *after.handle;
-    return before.text == after.text && before.verdict == after.verdict;
+// The handle alone does not tell: a rule that is replaced (NLM_F_REPLACE) may keep it.
+bool same_rule(const SnapshotRule& before, const SnapshotRule& after, const ChainPair& pair) {
+    if (before.verdict != after.verdict)
+        return false;
+    // nft's words for a rule may have been iptables' the last time: then there is only the handle.
+    if (pair.comparable_handles() && pair.before->backend != pair.after->backend && before.handle)
+        return before.handle == after.handle;
+    return before.text == after.text && (!pair.comparable_handles() || before.handle == after.handle);
 }
 
 bool same_chain(const ChainPair& pair) {
     if (!pair.before || !pair.after || pair.before->hook != pair.after->hook ||
         pair.before->policy != pair.after->policy)
         return false;
-    const bool by_handle = pair.comparable_handles();
     return std::equal(pair.before->rules.begin(), pair.before->rules.end(), pair.after->rules.begin(),
                       pair.after->rules.end(),
-                      [&](const SnapshotRule& a, const SnapshotRule& b) { return same_rule(a, b, by_handle); });
+                      [&](const SnapshotRule& a, const SnapshotRule& b) { return same_rule(a, b, pair); });
 }
 
 ChangedRule describe(const SnapshotTable& table, const SnapshotChain& chain, const Dropping* dropping) {
@@ -94,7 +96,7 @@ void compare_chain(const ChainPair& pair, RulesetDiff& diff) {
                 by_handle.emplace(*old.rule->handle, &old);
         for (Dropping& now : after) {
             const auto found = now.rule->handle ? by_handle.find(*now.rule->handle) : by_handle.end();
-            if (found == by_handle.end() || found->second->matched)
+            if (found == by_handle.end() || found->second->matched || !same_rule(*found->second->rule, *now.rule, pair))
                 continue;
             found->second->matched = now.matched = true;
             add_moved(*found->second, now);

@@ -23,9 +23,9 @@ struct RulesetDiff {
 // Whether packets die by this rule: drop, reject, or a verdict map with a drop in it.
 bool can_drop(const SnapshotRule& rule);
 
-// nf_tables' rules are told from each other by their handles, as long as it is the same table; all others, and those
-// that have a new handle, by their text. nullopt when the snapshots lack different things, which would look like a
-// change.
+// nf_tables' rules are told from each other by handle and text, as long as it is the same table; all others, and those
+// that have a new handle, by their text alone. nullopt when the snapshots lack different things, which would look like
+// a change.
 std::optional<RulesetDiff> compare(const Snapshot& before, const Snapshot& after);
 
 } // namespace tsdroptrace::resolve_rule

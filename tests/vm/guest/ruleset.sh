@@ -108,7 +108,7 @@ NFT
     packets 7910 7911
     step accept-above iptables-nft -I INPUT 1 -p udp --dport 7912 -j ACCEPT
     packets 7910 7911
-    step zero iptables-nft -Z
+    step zero-untold iptables-nft -Z
     step list-untold iptables-nft -L -n -v
     step replace iptables-nft -R INPUT 2 -p udp --dport 7913 -j REJECT
     packets 7911 7913
