@@ -180,9 +180,15 @@ struct Changer {
     std::uint64_t changes = 0;
 };
 
+// Rules and policies that drop, and now do so, no longer do so, or have another number.
+struct DropChanges {
+    static constexpr std::size_t max_rules = 100; // in each list; the rest is counted
+    std::vector<ChangedRule> added, removed, moved;
+    std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
+};
+
 // What one look at a ruleset shows that the one before did not.
-struct RulesetChange {
-    static constexpr std::size_t max_rules = 100; // in each list
+struct RulesetChange : DropChanges {
     static constexpr std::size_t max_changers = 8;
     std::int64_t time_ns = 0; // CLOCK_REALTIME of the last of its changes
     Netns netns;
@@ -190,10 +196,7 @@ struct RulesetChange {
     std::uint32_t generation = 0;
     std::vector<Changer> changers;   // who changed it since the look before, in that order
     std::uint64_t other_changes = 0; // by others, or by whom is not known
-    // Rules and policies that drop. More of them than the lists hold are counted in more_*.
-    std::vector<ChangedRule> added, removed, moved;
-    std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
-    std::string unknown; // why the lists are not known; empty where they are
+    std::string unknown;             // why the lists are not known; empty where they are
     // Null when several may have.
     const Changer* by() const { return changers.size() == 1 && other_changes == 0 ? &changers[0] : nullptr; }
     bool drops_differ() const { return !added.empty() || !removed.empty() || !moved.empty(); }

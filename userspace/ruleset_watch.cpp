@@ -30,20 +30,6 @@ bool is_newer(std::uint32_t generation, std::uint32_t than) {
     return static_cast<std::int32_t>(generation - than) > 0;
 }
 
-// Moves those of `rules` that are of `backend`, as far as there is room, and returns how many had none.
-std::uint64_t take(std::vector<ChangedRule>& rules, Backend backend, std::vector<ChangedRule>& into) {
-    std::uint64_t more = 0;
-    for (ChangedRule& changed : rules) {
-        if (changed.rule.backend != backend)
-            continue;
-        if (into.size() < RulesetChange::max_rules)
-            into.push_back(std::move(changed));
-        else
-            ++more;
-    }
-    return more;
-}
-
 } // namespace
 
 RulesetWatch::Ruleset* RulesetWatch::find(SnapshotKind kind, std::uint32_t netns) {
@@ -112,7 +98,7 @@ std::vector<RulesetChange> RulesetWatch::look(TimePoint now, std::int64_t now_ns
         ruleset.looked = now;
         const std::uint32_t generation = current_generation_(ruleset.kind).number;
         auto snapshot = snapshots_.get(ruleset.kind, ruleset.netns, generation);
-        if (is_usable(snapshot) && snapshot->generation == generation)
+        if (is_usable(snapshot) && !is_newer(generation, snapshot->generation))
             tell(ruleset, snapshot, now_ns, realtime_minus_mono_ns, out);
         else if (last || (ruleset.first && now - *ruleset.first >= patience))
             tell(ruleset, nullptr, now_ns, realtime_minus_mono_ns, out);
@@ -162,12 +148,10 @@ void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>&
         out.push_back(std::move(change));
         return;
     }
-    for (const Backend backend : diff->changed) {
-        RulesetChange& of_backend = out.emplace_back(change);
-        of_backend.backend = backend;
-        of_backend.more_added = take(diff->added, backend, of_backend.added);
-        of_backend.more_removed = take(diff->removed, backend, of_backend.removed);
-        of_backend.more_moved = take(diff->moved, backend, of_backend.moved);
+    for (auto& [backend, drops] : *diff) {
+        static_cast<DropChanges&>(change) = std::move(drops);
+        change.backend = backend;
+        out.push_back(change);
     }
 }
 

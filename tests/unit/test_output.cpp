@@ -553,8 +553,8 @@ TEST_CASE("a changed ruleset on the terminal", "[output]") {
     CHECK(text_of(change) == "12:00:05 ruleset changed by tailscaled[812]: + INPUT rule 1: -A INPUT -j DROP\n");
     change.added[0].rule.text = "-A INPUT -s 100.64.0.0/10 ! -i tailscale0 -m comment --comment long -j DROP";
     CHECK(text_of(change) == "12:00:05 ruleset changed by tailscaled[812]:\n"
-                             "  + INPUT rule 1: -A INPUT -s 100.64.0.0/10 ! -i tailscale0 -m comment\n"
-                             "    --comment long -j DROP\n");
+                             "  + INPUT rule 1: -A INPUT -s 100.64.0.0/10 ! -i tailscale0 -m comment --comment\n"
+                             "    long -j DROP\n");
     CHECK(text_of(change, {.quiet = true}).empty());
 
     // iptables, run by a daemon; more than one line holds; another namespace.
@@ -574,7 +574,7 @@ TEST_CASE("a changed ruleset on the terminal", "[output]") {
                            "netns blue (4026532500):\n"
                            "  - INPUT policy drop\n"
                            "  + INPUT rule 1: -A INPUT -j DROP\n"));
-    CHECK(text.ends_with("  + INPUT rule 1: -A INPUT -j DROP\n  and 91 more\n"));
+    CHECK(text.ends_with("  + INPUT rule 1: -A INPUT -j DROP\n    and 91 more\n"));
     CHECK(std::count(text.begin(), text.end(), '\n') == 2 + 10 + 1);
     change.added.clear(), change.removed.clear(), change.more_added = 0;
     CHECK(text_of(change).ends_with("  ~ inet filter INPUT rule 1 (was 7): -A INPUT -j DROP\n"));
@@ -586,11 +586,11 @@ TEST_CASE("a changed ruleset on the terminal", "[output]") {
     change.changers.clear();
     CHECK(text_of(change).starts_with("12:00:05 ruleset changed by too many to tell apart (1 change):"));
     change.other_changes = 0;
-    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by a process not known: + INPUT rule 1"));
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by a process not known:\n  + INPUT rule 1: "));
     change.added.clear();
     CHECK(text_of(change).empty());
     CHECK(text_of(change, {.verbose = true}) ==
-          "12:00:05 ruleset changed by a process not known: the rules that drop are the same\n");
+          "12:00:05 ruleset changed by a process not known: no rule that drops differs\n");
     change.unknown = "it is gone";
     CHECK(text_of(change) == "12:00:05 ruleset changed by a process not known: it is gone\n");
 

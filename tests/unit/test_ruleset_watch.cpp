@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "ruleset_watch.h"
+#include "attach/lost_changes.h"
 
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "catch.h"
 #include "resolve_rule/ruleset_diff.h"
@@ -66,17 +68,32 @@ std::vector<std::string> words(const std::vector<ChangedRule>& rules) {
 
 using Words = std::vector<std::string>;
 
-RulesetDiff diff_of(const Snapshot& before, const Snapshot& after) {
+// Of all backends together.
+struct Difference : DropChanges {
+    std::set<Backend> changed;
+};
+
+Difference diff_of(const Snapshot& before, const Snapshot& after) {
     const auto diff = compare(before, after);
     REQUIRE(diff);
-    return *diff;
+    Difference all;
+    for (const auto& [backend, drops] : *diff) {
+        all.changed.insert(backend);
+        all.added.insert(all.added.end(), drops.added.begin(), drops.added.end());
+        all.removed.insert(all.removed.end(), drops.removed.begin(), drops.removed.end());
+        all.moved.insert(all.moved.end(), drops.moved.begin(), drops.moved.end());
+        all.more_added += drops.more_added;
+        all.more_removed += drops.more_removed;
+        all.more_moved += drops.more_moved;
+    }
+    return all;
 }
 
 } // namespace
 
 TEST_CASE("ruleset_diff: rules are told by their text where they have no handle") {
     const auto accept = rule("ok", "accept");
-    RulesetDiff diff = diff_of(legacy({rule("a"), rule("b")}), legacy({rule("a"), rule("b")}));
+    Difference diff = diff_of(legacy({rule("a"), rule("b")}), legacy({rule("a"), rule("b")}));
     CHECK(diff.changed.empty());
     CHECK((diff.added.empty() && diff.removed.empty() && diff.moved.empty()));
 
@@ -100,7 +117,7 @@ TEST_CASE("ruleset_diff: rules are told by their text where they have no handle"
 }
 
 TEST_CASE("ruleset_diff: the same rule several times") {
-    RulesetDiff diff = diff_of(legacy({rule("a"), rule("a")}), legacy({rule("a"), rule("a"), rule("a")}));
+    Difference diff = diff_of(legacy({rule("a"), rule("a")}), legacy({rule("a"), rule("a"), rule("a")}));
     CHECK(words(diff.added) == Words{"3 a"});
     CHECK(diff.moved.empty());
     diff = diff_of(legacy({rule("a"), rule("x", "accept"), rule("a"), rule("b")}), legacy({rule("a"), rule("b")}));
@@ -109,7 +126,7 @@ TEST_CASE("ruleset_diff: the same rule several times") {
 }
 
 TEST_CASE("ruleset_diff: rules of nf_tables are told by their handles") {
-    RulesetDiff diff = diff_of(nft({rule("a", "drop", 2), rule("b", "drop", 3)}), nft({rule("b", "drop", 3)}));
+    Difference diff = diff_of(nft({rule("a", "drop", 2), rule("b", "drop", 3)}), nft({rule("b", "drop", 3)}));
     CHECK(words(diff.removed) == Words{"1 a"});
     CHECK(words(diff.moved) == Words{"1<2 b"});
     CHECK(diff.moved[0].rule.handle == 3u);
@@ -139,7 +156,7 @@ TEST_CASE("ruleset_diff: rules of nf_tables are told by their handles") {
 }
 
 TEST_CASE("ruleset_diff: policies, verdict maps, and chains that come and go") {
-    RulesetDiff diff = diff_of(legacy({}, "accept"), legacy({}, "drop"));
+    Difference diff = diff_of(legacy({}, "accept"), legacy({}, "drop"));
     CHECK(words(diff.added) == Words{"policy"});
     CHECK(diff.added[0].rule.chain == "INPUT");
     CHECK_FALSE(diff.added[0].rule.text);
@@ -157,6 +174,22 @@ TEST_CASE("ruleset_diff: policies, verdict maps, and chains that come and go") {
     CHECK(words(diff.added) == Words{"1 a", "policy"});
     diff = diff_of(legacy({rule("a")}, "drop"), none);
     CHECK(words(diff.removed) == Words{"1 a", "policy"});
+}
+
+TEST_CASE("ruleset_diff: many rules that are all alike take neither time nor memory") {
+    constexpr std::size_t many = 50'000;
+    std::vector<SnapshotRule> rules(many, rule("a"));
+    const Snapshot before = legacy(rules);
+    rules.insert(rules.begin(), rule("ok", "accept"));
+    const auto begin = std::chrono::steady_clock::now();
+    Difference diff = diff_of(before, legacy(rules)); // all but the first are still at a place where there was one
+    CHECK(words(diff.moved) == Words{std::to_string(many + 1) + "<1 a"});
+    rules.assign(many, rule("b"));
+    diff = diff_of(before, legacy(rules));
+    CHECK(std::chrono::steady_clock::now() - begin < seconds(10)); // comparing each with each would take minutes
+    CHECK(diff.added.size() == DropChanges::max_rules);
+    CHECK(diff.more_added == many - DropChanges::max_rules);
+    CHECK(diff.more_removed == many - DropChanges::max_rules);
 }
 
 TEST_CASE("ruleset_diff: what could not be read is not a change") {
@@ -379,4 +412,23 @@ TEST_CASE("ruleset_watch: the end of a run waits for nothing") {
     CHECK(machine.look(milliseconds(1)).empty());
     CHECK(machine.look(milliseconds(1), true).size() == 1);
     CHECK(machine.look(milliseconds(1), true).empty());
+}
+
+TEST_CASE("lost_changes: the end of a change that nobody has seen is not waited for for ever") {
+    using attach::LostChanges;
+    LostChanges lost;
+    LostChanges::TimePoint now{seconds(1000)};
+    const auto ask = [&](std::uint32_t generation, std::int32_t changing, seconds later) {
+        now += later;
+        return lost.are_there(generation, changing, now);
+    };
+    CHECK_FALSE(ask(0, 1, seconds(60))); // the first look
+    CHECK_FALSE(ask(0, 1, seconds(9)));
+    CHECK(ask(0, 1, seconds(1)));
+    CHECK_FALSE(ask(0, 0, seconds(1))); // it has been forgotten
+    CHECK_FALSE(ask(0, 0, seconds(60)));
+    CHECK_FALSE(ask(1, 1, seconds(1)));
+    CHECK_FALSE(ask(3, 1, seconds(9))); // others come and go: perhaps this one is one of them
+    CHECK_FALSE(ask(5, 1, seconds(9)));
+    CHECK(ask(5, 1, seconds(10)));
 }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "attach/kernel_types.h"
+#include "attach/lost_changes.h"
 #include "tsdroptrace.skel.h"
 #include "util/netns.h"
 
@@ -205,12 +206,7 @@ struct Tracer::State {
     std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
     void forget_lost_changes();
 
-    // By tsdt_generation: since when the generation stands where it does.
-    struct Standing {
-        std::uint32_t generation = 0;
-        std::chrono::steady_clock::time_point since{};
-    };
-    std::array<Standing, TSDT_GENERATION_MAX> standing;
+    std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
@@ -276,19 +272,13 @@ std::uint64_t Tracer::State::missed() const {
     return info.recursion_misses;
 }
 
-// The end of a change goes unseen when its program was at work on that CPU already, or the change began between the
-// attaching of two programs. No change of a ruleset takes this long.
 void Tracer::State::forget_lost_changes() {
-    constexpr auto longest = std::chrono::seconds(10);
-    const auto now = std::chrono::steady_clock::now();
-    for (std::size_t which = 0; which < standing.size(); ++which) {
+    for (std::size_t which = 0; which < lost_changes.size(); ++which) {
         const std::uint32_t generation = __atomic_load_n(&maps_of().bss->generations[which], __ATOMIC_ACQUIRE);
         auto& changing = maps_of().bss->changing[which];
         auto under_way = __atomic_load_n(&changing, __ATOMIC_ACQUIRE);
-        if (generation != standing[which].generation || under_way == 0)
-            standing[which] = {generation, now};
-        else if (now - standing[which].since >= longest &&
-                 __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        if (lost_changes[which].are_there(generation, under_way, std::chrono::steady_clock::now()) &&
+            __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             spdlog::debug("the end of {} changes of a ruleset was missed", under_way);
     }
 }

@@ -466,7 +466,7 @@ Status TextOutput::ruleset(const RulesetChange& change) {
     if (!change.unknown.empty())
         head += ": " + change.unknown;
     else if (lines.empty())
-        head += ": the rules that drop are the same";
+        head += ": no rule that drops differs";
     Page page(options_);
     if (lines.size() == 1 && more == 0) {
         std::string whole = fmt::format("{}: {} {}", head, lines[0].sign, lines[0].text);

@@ -2,10 +2,12 @@
 #include "resolve_rule/ruleset_diff.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <string_view>
 #include <tuple>
 #include <unordered_map>
+#include <vector>
 
 namespace tsdroptrace::resolve_rule {
 namespace {
@@ -80,13 +82,24 @@ ChangedRule describe(const SnapshotTable& table, const SnapshotChain& chain, con
     return changed;
 }
 
+void add(std::vector<ChangedRule>& list, std::uint64_t& more, const SnapshotTable& table, const SnapshotChain& chain,
+         const Dropping* dropping, std::optional<std::uint32_t> was = std::nullopt) {
+    if (list.size() >= DropChanges::max_rules) {
+        ++more;
+        return;
+    }
+    list.push_back(describe(table, chain, dropping));
+    list.back().was = was;
+}
+
+// Time and memory grow with the number of rules, however many of them are alike.
 void compare_chain(const ChainPair& pair, RulesetDiff& diff) {
     std::vector<Dropping> before = dropping_rules(pair.before), after = dropping_rules(pair.after);
-    const auto add_moved = [&](const Dropping& from, const Dropping& to) {
-        if (from.number == to.number)
-            return;
-        diff.moved.push_back(describe(*pair.new_table, *pair.after, &to));
-        diff.moved.back().was = from.number;
+    const auto match = [&](Dropping& from, Dropping& to) {
+        from.matched = to.matched = true;
+        DropChanges& changes = diff[pair.after->backend];
+        if (from.number != to.number)
+            add(changes.moved, changes.more_moved, *pair.new_table, *pair.after, &to, from.number);
     };
 
     if (pair.comparable_handles()) {
@@ -96,45 +109,48 @@ void compare_chain(const ChainPair& pair, RulesetDiff& diff) {
                 by_handle.emplace(*old.rule->handle, &old);
         for (Dropping& now : after) {
             const auto found = now.rule->handle ? by_handle.find(*now.rule->handle) : by_handle.end();
-            if (found == by_handle.end() || found->second->matched || !same_rule(*found->second->rule, *now.rule, pair))
-                continue;
-            found->second->matched = now.matched = true;
-            add_moved(*found->second, now);
+            if (found != by_handle.end() && !found->second->matched && same_rule(*found->second->rule, *now.rule, pair))
+                match(*found->second, now);
         }
     }
     // By text: first those that are still (or again) at their place, then the others in their order.
-    std::unordered_multimap<std::string_view, Dropping*> by_text;
+    std::unordered_map<std::uint32_t, Dropping*> by_number;
+    for (Dropping& old : before)
+        by_number.emplace(old.number, &old);
+    for (Dropping& now : after) {
+        const auto found = by_number.find(now.number);
+        if (!now.matched && found != by_number.end() && !found->second->matched && !now.rule->text.empty() &&
+            found->second->rule->text == now.rule->text)
+            match(*found->second, now);
+    }
+    std::unordered_map<std::string_view, std::deque<Dropping*>> by_text;
     for (Dropping& old : before)
         if (!old.matched && !old.rule->text.empty())
-            by_text.emplace(old.rule->text, &old);
-    for (const bool same_place : {true, false}) {
-        for (Dropping& now : after) {
-            if (now.matched)
-                continue;
-            Dropping* best = nullptr;
-            const auto [begin, end] = by_text.equal_range(now.rule->text);
-            for (auto it = begin; it != end; ++it) {
-                Dropping* old = it->second;
-                if (!old->matched && (!same_place || old->number == now.number) &&
-                    (!best || old->number < best->number))
-                    best = old;
-            }
-            if (!best)
-                continue;
-            best->matched = now.matched = true;
-            add_moved(*best, now);
-        }
+            by_text[old.rule->text].push_back(&old);
+    for (Dropping& now : after) {
+        const auto found = now.matched ? by_text.end() : by_text.find(now.rule->text);
+        if (found == by_text.end() || found->second.empty())
+            continue;
+        match(*found->second.front(), now);
+        found->second.pop_front();
     }
-    for (const Dropping& old : before)
-        if (!old.matched)
-            diff.removed.push_back(describe(*pair.old_table, *pair.before, &old));
-    for (const Dropping& now : after)
-        if (!now.matched)
-            diff.added.push_back(describe(*pair.new_table, *pair.after, &now));
-    if (has_drop_policy(pair.before) && !has_drop_policy(pair.after))
-        diff.removed.push_back(describe(*pair.old_table, *pair.before, nullptr));
-    if (has_drop_policy(pair.after) && !has_drop_policy(pair.before))
-        diff.added.push_back(describe(*pair.new_table, *pair.after, nullptr));
+
+    if (pair.before) {
+        DropChanges& changes = diff[pair.before->backend];
+        for (const Dropping& old : before)
+            if (!old.matched)
+                add(changes.removed, changes.more_removed, *pair.old_table, *pair.before, &old);
+        if (has_drop_policy(pair.before) && !has_drop_policy(pair.after))
+            add(changes.removed, changes.more_removed, *pair.old_table, *pair.before, nullptr);
+    }
+    if (pair.after) {
+        DropChanges& changes = diff[pair.after->backend];
+        for (const Dropping& now : after)
+            if (!now.matched)
+                add(changes.added, changes.more_added, *pair.new_table, *pair.after, &now);
+        if (has_drop_policy(pair.after) && !has_drop_policy(pair.before))
+            add(changes.added, changes.more_added, *pair.new_table, *pair.after, nullptr);
+    }
 }
 
 } // namespace
@@ -163,10 +179,8 @@ std::optional<RulesetDiff> compare(const Snapshot& before, const Snapshot& after
         }
     RulesetDiff diff;
     for (const auto& [key, pair] : pairs) {
-        if (same_chain(pair))
-            continue;
-        diff.changed.insert((pair.after ? pair.after : pair.before)->backend);
-        compare_chain(pair, diff);
+        if (!same_chain(pair))
+            compare_chain(pair, diff);
     }
     return diff;
 }

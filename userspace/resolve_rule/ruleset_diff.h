@@ -2,23 +2,18 @@
 // What two snapshots of one ruleset have not in common, for the rules that drop. Pure.
 #pragma once
 
+#include <map>
 #include <optional>
-#include <set>
-#include <vector>
 
 #include "model.h"
 #include "resolve_rule/ruleset.h"
 
 namespace tsdroptrace::resolve_rule {
 
-struct RulesetDiff {
-    // Backends of the chains that differ in any rule or in the policy. Empty: all that a snapshot holds is the same,
-    // so counters, elements of sets or other namespaces have changed, or nothing has.
-    std::set<Backend> changed;
-    // The dropping rules and policies, in the order of their snapshots. A rule that was taken out and put back where it
-    // was, by whatever means, is in none of them.
-    std::vector<ChangedRule> added, removed, moved;
-};
+// By backend of the chains that differ, in any rule or in the policy; the lists are in the order of their snapshots.
+// Empty: all that a snapshot holds is the same, so counters, elements of sets or other namespaces have changed, or
+// nothing has. A rule that was taken out and put back where it was, by whatever means, is in no list.
+using RulesetDiff = std::map<Backend, DropChanges>;
 
 // Whether packets die by this rule: drop, reject, or a verdict map with a drop in it.
 bool can_drop(const SnapshotRule& rule);
