@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ctime>
 #include <optional>
+#include <set>
 
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -140,7 +141,7 @@ private:
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
     void name_netns(std::uint32_t inode);
     void follow_clock();
-    void watch_rulesets();
+    void watch_rulesets(bool at_start = false);
     void report_changes(bool last = false);
     void report_lost();
     void finish();
@@ -152,6 +153,7 @@ private:
     Recorder recorder_;
     resolve_rule::LiveSnapshots snapshots_;
     RulesetWatch watch_;
+    std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
     Pipeline pipeline_;
 
     struct KeyLess {
@@ -226,17 +228,21 @@ bool LiveRun::on_drop(std::span<const std::byte> bytes) {
 
 // Rulesets of our own namespace are read before anything is dropped by them, and again (report_changes) when they have
 // changed: a rule that is gone by the time its drop is read still has its text.
-void LiveRun::watch_rulesets() {
+void LiveRun::watch_rulesets(bool at_start) {
     using resolve_rule::SnapshotKind;
     constexpr struct {
         SnapshotKind kind;
         const char* function; // traced: the backend is in use
-    } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain"},
-                 {SnapshotKind::ip_tables, "ipt_do_table"},
-                 {SnapshotKind::ip6_tables, "ip6t_do_table"}};
-    for (const auto& [kind, function] : kinds)
+        const char* module;
+    } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain", "/sys/module/nf_tables"},
+                 {SnapshotKind::ip_tables, "ipt_do_table", "/sys/module/ip_tables"},
+                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"}};
+    for (const auto& [kind, function, module] : kinds) {
         if (tracer_->traces(function))
-            watch_.watch(kind, machine_.own_netns, Clock::now());
+            watch_.watch(kind, machine_.own_netns, Clock::now(), absent_.contains(kind));
+        else if (at_start && access(module, F_OK) != 0)
+            absent_.insert(kind);
+    }
 }
 
 void LiveRun::report_changes(bool last) {
@@ -321,7 +327,7 @@ Status LiveRun::run(bool stdout_is_tty) {
                       machine_.host, filter_text(options_), tracer_->capabilities()};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
     pipeline_.start(start);
-    watch_rulesets();
+    watch_rulesets(true);
     lost_checked_ns_ = start.time_ns;
 
     const auto began = Clock::now();

@@ -38,7 +38,7 @@ RulesetWatch::Ruleset* RulesetWatch::find(SnapshotKind kind, std::uint32_t netns
     return found == rulesets_.end() ? nullptr : &*found;
 }
 
-void RulesetWatch::watch(SnapshotKind kind, std::uint32_t netns, TimePoint now) {
+void RulesetWatch::watch(SnapshotKind kind, std::uint32_t netns, TimePoint now, bool was_empty) {
     if (netns == 0 || find(kind, netns))
         return;
     const auto foreign =
@@ -47,7 +47,12 @@ void RulesetWatch::watch(SnapshotKind kind, std::uint32_t netns, TimePoint now) 
         return;
     Ruleset& ruleset = rulesets_.emplace_back(Ruleset{kind, netns, nullptr, {}, 0, 0, {}, {}, now, 0});
     ruleset.untold = untold_[netns == own_netns_ ? TSDT_NETNS_OWN : TSDT_NETNS_OTHER];
-    if (auto snapshot = snapshots_.get(kind, netns, current_generation_(kind).number); is_usable(snapshot))
+    if (was_empty) {
+        Snapshot nothing;
+        nothing.generation = current_generation_(kind).number - 1;
+        ruleset.told = std::make_shared<const Snapshot>(std::move(nothing));
+        ruleset.looked = now - between_looks;
+    } else if (auto snapshot = snapshots_.get(kind, netns, current_generation_(kind).number); is_usable(snapshot))
         ruleset.told = std::move(snapshot);
 }
 

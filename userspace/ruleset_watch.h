@@ -36,7 +36,8 @@ public:
         : snapshots_(snapshots), current_generation_(std::move(current_generation)), own_netns_(own_netns) {}
 
     // From now on changes of this ruleset are told. Reads it, unless it is watched already or there are too many.
-    void watch(resolve_rule::SnapshotKind kind, std::uint32_t netns, TimePoint now);
+    // `was_empty`: there were no rules until now, since their kernel module was not there; what it finds is a change.
+    void watch(resolve_rule::SnapshotKind kind, std::uint32_t netns, TimePoint now, bool was_empty = false);
 
     // A record from the kernel, which decode::read_ruleset_change has checked. Of a ruleset that is not watched:
     // forgotten.

@@ -405,6 +405,19 @@ TEST_CASE("ruleset_watch: a ruleset that cannot be read") {
     CHECK(words(told[0].removed) == Words{"1 a"});
 }
 
+TEST_CASE("ruleset_watch: rules that come with their kernel module") {
+    FakeMachine machine;
+    machine.generation = 0; // the change was before anyone could count it
+    machine.rulesets[own] = legacy({rule("a")});
+    machine.watch.watch(SnapshotKind::ip_tables, own, machine.now, true);
+    const auto told = machine.wait(seconds(3));
+    REQUIRE(told.size() == 1);
+    CHECK_FALSE(told[0].by());
+    CHECK(told[0].unknown.empty());
+    CHECK(words(told[0].added) == Words{"1 a"});
+    CHECK(machine.reads == 1);
+}
+
 TEST_CASE("ruleset_watch: the end of a run waits for nothing") {
     FakeMachine machine;
     machine.begin();

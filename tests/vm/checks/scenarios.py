@@ -363,6 +363,10 @@ def late_modules(group, guest, validator):
             group.fields(drop, {"drop": expected_site(guest, backend, hook),
                                 "rule": expected_rule(backend, rules, family, table, [(chain, number)])},
                          f"{ip} port {port}")
+    # Rules that came with their module are told as new, if not by whom: nobody was watching yet.
+    added = {(rule["family"], rule["table"], rule["chain"], rule["number"])
+             for line in run.of_type("ruleset") for rule in line["drops"]["added"]}
+    group.equal(added, {case[4] for case in cases}, "rules that came")
 
 
 # ---- drops without a rule, and noise ----
@@ -712,13 +716,39 @@ def ruleset(group, guest, validator, kind):
     group.equal(run.final["lost"], {}, "nothing was lost")
 
 
+def ruleset_overlap(group, guest, validator):
+    run, marks = guest.run("ruleset-overlap"), guest.marks("ruleset-overlap")
+    check_lines(group, run, validator)
+    rules = rulesets(guest, "ruleset-overlap", "after", "legacy")
+    # No packet is given the rule of another one, whatever is being changed.
+    named = [drop for drop in run.drops if drop["rule"]]
+    for drop in named:
+        port, rule = drop["packet"]["dport"], drop["rule"]
+        if (rule["chain"], rule["number"]) != ("INPUT", port - 7940) or (rule["text"] and str(port) not in rule["text"]):
+            group.true(False, f"port {port}: the rule of another packet", rule)
+    group.true(len(run.drops) > 40, "packets while rulesets change", len(run.drops))
+    group.true(len(named) >= 0.9 * len(run.drops), "drops whose rule is named", f"{len(named)} of {len(run.drops)}")
+    for number in range(1, 5):
+        counted = rules.rule("ip", "filter", "INPUT", number).packets
+        group.equal(len(run.drops_to_port(7940 + number)), counted, f"port {7940 + number}: drops and the rule's counter")
+    # Once it is quiet, nothing seems to be under way: rulesets are read again, and have their texts.
+    last = [drop for drop in run.drops if seconds(drop["time"]) > marks["quiet"]]
+    group.equal(len(last), 8, "drops once it is quiet")
+    for drop in last:
+        number = drop["packet"]["dport"] - 7940
+        group.fields(drop["rule"], expected_rule("legacy", rules, "ip", "filter", [("INPUT", number)]), "once it is quiet")
+    # Each of the many changes of our own ruleset is in a line, or the last line shows the rules as they were.
+    changers = {c["comm"] for line in run.of_type("ruleset") for c in line["changers"]}
+    group.equal(changers - {"iptables-legacy"}, set(), "nobody is blamed for what was done in the other namespace")
+
+
 # ---- all of it ----
 
 def all_checks(report, guest, validator, program):
     kernel = guest.kernel
     wanted = ["late-modules", "various", "options", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
-    wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft"]
+    wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
 
     def ran(group):
         for name in wanted:
@@ -742,6 +772,7 @@ def all_checks(report, guest, validator, program):
     for kind in ("legacy", "nft"):
         run(f"who changes rulesets, {kind}", ruleset, guest, validator, kind)
         run(f"replay of changed rulesets, {kind}", replay, guest, validator, program, f"ruleset-{kind}")
+    run("changes of rulesets that overlap", ruleset_overlap, guest, validator)
     run("options", options, guest, validator)
     run("bad input", bad_input, guest, validator)
     run("outputs that fail", failing_outputs, guest, validator)

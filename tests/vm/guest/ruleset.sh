@@ -152,8 +152,42 @@ NFT
     nft -a list table inet changing >"$out/many.nft"
 }
 
+# Changes that overlap, in two namespaces and for both IP versions, while packets are dropped.
+overlap() {
+    local port end
+    for port in 7941 7942 7943 7944; do
+        iptables-legacy -A INPUT -p udp --dport $port -j DROP
+    done
+    {
+        echo '*filter'
+        for port in {1..1500}; do
+            echo "-A INPUT -p udp --dport $port -j DROP"
+        done
+        echo COMMIT
+    } >/tmp/large
+    trace run --dst "$ranges" --record "$out/recording"
+
+    end=$((EPOCHSECONDS + 6))
+    while [ $EPOCHSECONDS -lt $end ]; do
+        iptables-legacy -A INPUT -p udp --dport 7949 -j DROP
+        iptables-legacy -D INPUT -p udp --dport 7949 -j DROP
+    done >>"$out/step.log" 2>&1 &
+    while [ $EPOCHSECONDS -lt $end ]; do
+        ip netns exec client ip6tables-legacy-restore </tmp/large
+    done >>"$out/step.log" 2>&1 &
+    while [ $EPOCHSECONDS -lt $end ]; do
+        packets 7941 7942 7943 7944
+    done >>"$out/step.log" 2>&1
+    pause 4
+    mark quiet
+    packets 7941 7942 7943 7944
+    pause 0.5
+    save_rules legacy after
+}
+
 case $backend in
 legacy) legacy ;;
+overlap) overlap ;;
 *) nft_backends ;;
 esac
 stop run
