@@ -13,7 +13,10 @@ struct change_budget {
 	u32 pad;
 };
 static struct change_budget change_budgets[TSDT_NETNS_CLASSES];
-__u64 changes_untold[TSDT_NETNS_CLASSES]; // changes that were complete, but of which no record was sent
+// Changes that were complete. Both are counted before the generation says so: who reads the ruleset after that knows
+// how many records of changes it must have got to know who made them.
+__u64 changes_told;                       // by a record
+__u64 changes_untold[TSDT_NETNS_CLASSES]; // without one
 
 // Two that begin a second at once may each give it the whole budget: the bound is soft, the count is not.
 static __always_inline bool may_tell(u32 class, u64 now)
@@ -50,6 +53,8 @@ static __always_inline void tell_change(u32 ruleset, u32 which, struct net *net)
 	bpf_probe_read_kernel_str(change.parent_comm, sizeof(change.parent_comm), &parent->comm);
 	if (bpf_ringbuf_output(&events, &change, sizeof(change), 0))
 		__sync_fetch_and_add(&changes_untold[class], 1);
+	else
+		__sync_fetch_and_add(&changes_told, 1);
 }
 
 static __always_inline int change_begins(u32 which)

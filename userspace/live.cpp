@@ -129,7 +129,7 @@ public:
                      }),
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
-              machine_.own_netns),
+              [this] { return tracer_->change_counts(); }, machine_.own_netns),
           pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
 
     Status run(bool stdout_is_tty);
@@ -246,9 +246,6 @@ void LiveRun::watch_rulesets(bool at_start) {
 }
 
 void LiveRun::report_changes(bool last) {
-    const auto untold = tracer_->changes_untold();
-    watch_.untold(TSDT_NETNS_OWN, untold[TSDT_NETNS_OWN]);
-    watch_.untold(TSDT_NETNS_OTHER, untold[TSDT_NETNS_OTHER]);
     for (RulesetChange& change : watch_.look(Clock::now(), realtime_ns(), machine_.realtime_minus_mono_ns, last)) {
         recorder_.write(&recording::Writer::ruleset, change);
         pipeline_.ruleset(std::move(change));

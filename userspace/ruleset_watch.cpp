@@ -46,17 +46,19 @@ void RulesetWatch::watch(SnapshotKind kind, std::uint32_t netns, TimePoint now, 
     if (netns != own_netns_ && static_cast<std::size_t>(foreign) >= max_foreign)
         return;
     Ruleset& ruleset = rulesets_.emplace_back(Ruleset{kind, netns, nullptr, {}, 0, 0, {}, {}, now, 0});
-    ruleset.untold = untold_[netns == own_netns_ ? TSDT_NETNS_OWN : TSDT_NETNS_OTHER];
+    ruleset.untold = untold(ruleset, current_counts_());
     if (was_empty) {
         Snapshot nothing;
         nothing.generation = current_generation_(kind).number - 1;
         ruleset.told = std::make_shared<const Snapshot>(std::move(nothing));
         ruleset.looked = now - between_looks;
-    } else if (auto snapshot = snapshots_.get(kind, netns, current_generation_(kind).number); is_usable(snapshot))
+    } else if (auto snapshot = snapshots_.get(kind, netns, current_generation_(kind).number); is_usable(snapshot)) {
         ruleset.told = std::move(snapshot);
+    }
 }
 
 void RulesetWatch::changed(const tsdt_ruleset_change& record, TimePoint now) {
+    ++received_;
     Ruleset* ruleset = find(kinds[record.ruleset], record.netns);
     if (!ruleset || (ruleset->told && !is_newer(record.generation, ruleset->told->generation)))
         return;
@@ -79,8 +81,12 @@ void RulesetWatch::changed(const tsdt_ruleset_change& record, TimePoint now) {
     }
 }
 
-void RulesetWatch::untold(tsdt_netns_class netns_class, std::uint64_t total) {
-    untold_[netns_class] = total;
+std::uint64_t RulesetWatch::untold(const Ruleset& ruleset, const decode::ChangeCounts& counts) const {
+    return counts.untold[ruleset.netns == own_netns_ ? TSDT_NETNS_OWN : TSDT_NETNS_OTHER];
+}
+
+std::uint64_t RulesetWatch::on_their_way(const decode::ChangeCounts& counts) const {
+    return counts.told - std::min(counts.told, received_);
 }
 
 bool RulesetWatch::is_due(const Ruleset& ruleset, TimePoint now) const {
@@ -97,22 +103,34 @@ bool RulesetWatch::is_due(const Ruleset& ruleset, TimePoint now) const {
 std::vector<RulesetChange> RulesetWatch::look(TimePoint now, std::int64_t now_ns, std::int64_t realtime_minus_mono_ns,
                                               bool last) {
     std::vector<RulesetChange> out;
+    // While records wait behind others in the ring buffer, it is not known who has changed what would be read.
+    if (on_their_way(current_counts_()) == 0)
+        behind_ = std::nullopt;
+    else if (!behind_)
+        behind_ = now;
+    const bool waited = last || (behind_ && now - *behind_ >= patience);
+    if (behind_ && !waited)
+        return out;
     for (Ruleset& ruleset : rulesets_) {
         if (last ? !ruleset.first : !is_due(ruleset, now))
             continue;
         ruleset.looked = now;
         const std::uint32_t generation = current_generation_(ruleset.kind).number;
         auto snapshot = snapshots_.get(ruleset.kind, ruleset.netns, generation);
+        const decode::ChangeCounts counts = current_counts_(); // of all changes that the snapshot may hold
+        if (on_their_way(counts) != 0 && !waited)
+            continue;
         if (is_usable(snapshot) && !is_newer(generation, snapshot->generation))
-            tell(ruleset, snapshot, now_ns, realtime_minus_mono_ns, out);
+            tell(ruleset, snapshot, counts, now_ns, realtime_minus_mono_ns, out);
         else if (last || (ruleset.first && now - *ruleset.first >= patience))
-            tell(ruleset, nullptr, now_ns, realtime_minus_mono_ns, out);
+            tell(ruleset, nullptr, counts, now_ns, realtime_minus_mono_ns, out);
     }
     return out;
 }
 
-void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>& snapshot, std::int64_t now_ns,
-                        std::int64_t realtime_minus_mono_ns, std::vector<RulesetChange>& out) {
+void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>& snapshot,
+                        const decode::ChangeCounts& counts, std::int64_t now_ns, std::int64_t realtime_minus_mono_ns,
+                        std::vector<RulesetChange>& out) {
     RulesetChange change;
     change.netns.inode = ruleset.netns;
     change.backend = ruleset.kind == SnapshotKind::nf_tables ? Backend::nftables : Backend::iptables_legacy;
@@ -126,8 +144,8 @@ void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>&
         else
             change.changers.push_back(std::move(pending.changer));
     }
-    const std::uint64_t untold = untold_[ruleset.netns == own_netns_ ? TSDT_NETNS_OWN : TSDT_NETNS_OTHER];
-    change.other_changes += untold - ruleset.untold;
+    const std::uint64_t now_untold = untold(ruleset, counts);
+    change.other_changes += now_untold - ruleset.untold + on_their_way(counts);
 
     std::optional<resolve_rule::RulesetDiff> diff;
     if (!snapshot)
@@ -139,7 +157,7 @@ void RulesetWatch::tell(Ruleset& ruleset, const std::shared_ptr<const Snapshot>&
     const bool first_look = snapshot && !ruleset.told && !ruleset.first;
     if (snapshot)
         ruleset.told = snapshot;
-    ruleset.untold = untold;
+    ruleset.untold = now_untold;
     ruleset.other_changes = 0;
     ruleset.pending = std::move(later);
     if (ruleset.pending.empty())

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bpf/event.h"
+#include "decode/decode.h"
 #include "model.h"
 #include "resolve_rule/resolve_rule.h"
 #include "resolve_rule/ruleset.h"
@@ -24,6 +25,7 @@ class RulesetWatch {
 public:
     using TimePoint = std::chrono::steady_clock::time_point;
     using CurrentGeneration = std::function<resolve_rule::Generation(resolve_rule::SnapshotKind)>;
+    using CurrentCounts = std::function<decode::ChangeCounts()>;
 
     static constexpr std::size_t max_foreign = 16;         // rulesets of other namespaces; later ones are not watched
     static constexpr std::chrono::milliseconds quiet{500}; // a burst has ended when nothing came for so long,
@@ -32,8 +34,10 @@ public:
     static constexpr std::chrono::milliseconds patience{5000}; // then a change is told of without what it did
 
     // `snapshots` must outlive the RulesetWatch. `own_netns`: inode of the namespace that tsdroptrace runs in.
-    RulesetWatch(resolve_rule::SnapshotSource& snapshots, CurrentGeneration current_generation, std::uint32_t own_netns)
-        : snapshots_(snapshots), current_generation_(std::move(current_generation)), own_netns_(own_netns) {}
+    RulesetWatch(resolve_rule::SnapshotSource& snapshots, CurrentGeneration current_generation,
+                 CurrentCounts current_counts, std::uint32_t own_netns)
+        : snapshots_(snapshots), current_generation_(std::move(current_generation)),
+          current_counts_(std::move(current_counts)), own_netns_(own_netns) {}
 
     // From now on changes of this ruleset are told. Reads it, unless it is watched already or there are too many.
     // `was_empty`: there were no rules until now, since their kernel module was not there; what it finds is a change.
@@ -42,9 +46,6 @@ public:
     // A record from the kernel, which decode::read_ruleset_change has checked. Of a ruleset that is not watched:
     // forgotten.
     void changed(const tsdt_ruleset_change& record, TimePoint now);
-
-    // Changes of which the kernel sent no record, since the start: whoever made them is not known.
-    void untold(tsdt_netns_class netns_class, std::uint64_t total);
 
     // What is to be told now. Takes no time when nothing is due; else as long as SnapshotSource::get, for each ruleset
     // that is. `now_ns` is CLOCK_REALTIME; `realtime_minus_mono_ns` as in decode::Machine. `last`: nothing will be told
@@ -71,14 +72,19 @@ private:
 
     Ruleset* find(resolve_rule::SnapshotKind kind, std::uint32_t netns);
     bool is_due(const Ruleset& ruleset, TimePoint now) const;
-    void tell(Ruleset& ruleset, const std::shared_ptr<const resolve_rule::Snapshot>& snapshot, std::int64_t now_ns,
-              std::int64_t realtime_minus_mono_ns, std::vector<RulesetChange>& out);
+    std::uint64_t untold(const Ruleset& ruleset, const decode::ChangeCounts& counts) const;
+    std::uint64_t on_their_way(const decode::ChangeCounts& counts) const;
+    void tell(Ruleset& ruleset, const std::shared_ptr<const resolve_rule::Snapshot>& snapshot,
+              const decode::ChangeCounts& counts, std::int64_t now_ns, std::int64_t realtime_minus_mono_ns,
+              std::vector<RulesetChange>& out);
 
     resolve_rule::SnapshotSource& snapshots_;
     CurrentGeneration current_generation_;
+    CurrentCounts current_counts_;
     std::uint32_t own_netns_;
     std::list<Ruleset> rulesets_;
-    std::uint64_t untold_[TSDT_NETNS_CLASSES] = {};
+    std::uint64_t received_ = 0;      // records, of all rulesets
+    std::optional<TimePoint> behind_; // since when records have been on their way
 };
 
 } // namespace tsdroptrace

@@ -210,7 +210,14 @@ struct FakeMachine : SnapshotSource {
     int reads = 0;
     std::map<std::uint32_t, Snapshot> rulesets; // by namespace
     RulesetWatch::TimePoint now{seconds(1000)};
-    RulesetWatch watch{*this, [this](SnapshotKind) { return Generation{generation, changing}; }, own};
+    decode::ChangeCounts counts;
+    std::vector<tsdt_ruleset_change> ring; // records that wait, while `late`
+    bool late = false;
+    RulesetWatch watch{*this,
+                       [this](SnapshotKind) {
+                           return Generation{generation, changing};
+                       },
+                       [this] { return counts; }, own};
 
     std::shared_ptr<const Snapshot> get(SnapshotKind kind, std::uint32_t netns, std::uint32_t asked) override {
         reads++;
@@ -233,7 +240,15 @@ struct FakeMachine : SnapshotSource {
         record.pid = pid;
         record.ruleset = TSDT_RULESET_IP_TABLES;
         std::memcpy(record.comm, comm, std::min(std::strlen(comm), sizeof(record.comm)));
-        watch.changed(record, now);
+        counts.told++;
+        ring.push_back(record);
+        if (!late)
+            drain();
+    }
+    void drain() {
+        for (const tsdt_ruleset_change& record : ring)
+            watch.changed(record, now);
+        ring.clear();
     }
     std::vector<RulesetChange> look(milliseconds later, bool last = false) {
         now += later;
@@ -320,8 +335,8 @@ TEST_CASE("ruleset_watch: several processes, and changes that nobody is known fo
     CHECK(words(told[0].removed) == Words{"1 a"});
 
     machine.change(812, "tailscaled", legacy({rule("c")}));
-    machine.watch.untold(TSDT_NETNS_OTHER, 5); // elsewhere
-    machine.watch.untold(TSDT_NETNS_OWN, 7);
+    machine.counts.untold[TSDT_NETNS_OTHER] = 5; // elsewhere
+    machine.counts.untold[TSDT_NETNS_OWN] = 7;
     told = machine.wait(seconds(2));
     REQUIRE(told.size() == 1);
     CHECK_FALSE(told[0].by());
@@ -346,6 +361,30 @@ TEST_CASE("ruleset_watch: a change without a record is seen all the same, in our
     CHECK(told[0].other_changes == 0);
     CHECK(told[0].time_ns == 77);
     CHECK(words(told[0].added) == Words{"1 b"});
+}
+
+TEST_CASE("ruleset_watch: nobody is blamed while a record waits behind others") {
+    FakeMachine machine;
+    machine.begin();
+    machine.change(812, "tailscaled", legacy({rule("b")}));
+    machine.late = true; // thousands of dropped packets come first
+    machine.change(813, "nft", legacy({rule("c")}));
+    CHECK(machine.wait(seconds(3)).empty());
+    machine.drain();
+    auto told = machine.wait(seconds(1));
+    REQUIRE(told.size() == 1);
+    CHECK_FALSE(told[0].by());
+    CHECK(told[0].changers.size() == 2);
+    CHECK(told[0].other_changes == 0);
+
+    // Not waited for for ever.
+    machine.change(814, "nft", legacy({rule("d")}));
+    told = machine.wait(seconds(8));
+    REQUIRE(told.size() == 1);
+    CHECK_FALSE(told[0].by());
+    CHECK(told[0].changers.empty());
+    CHECK(told[0].other_changes == 1);
+    CHECK(words(told[0].added) == Words{"1 d"});
 }
 
 TEST_CASE("ruleset_watch: what leaves the rules as they were is no change") {

@@ -531,11 +531,13 @@ resolve_rule::Generation Tracer::generation(RulesetKind kind) const {
     return {number, __atomic_load_n(&bss.changing[which], __ATOMIC_ACQUIRE) > 0};
 }
 
-std::array<std::uint64_t, TSDT_NETNS_CLASSES> Tracer::changes_untold() const {
-    std::array<std::uint64_t, TSDT_NETNS_CLASSES> untold{};
-    for (std::size_t i = 0; i < untold.size(); ++i)
-        untold[i] = __atomic_load_n(&state_->maps_of().bss->changes_untold[i], __ATOMIC_ACQUIRE);
-    return untold;
+decode::ChangeCounts Tracer::change_counts() const {
+    const auto& bss = *state_->maps_of().bss;
+    decode::ChangeCounts counts;
+    counts.told = __atomic_load_n(&bss.changes_told, __ATOMIC_ACQUIRE);
+    for (std::size_t i = 0; i < counts.untold.size(); ++i)
+        counts.untold[i] = __atomic_load_n(&bss.changes_untold[i], __ATOMIC_ACQUIRE);
+    return counts;
 }
 
 std::uint64_t Tracer::map_memory() const {

@@ -68,8 +68,7 @@ public:
     std::array<std::uint64_t, TSDT_LOST_MAX>
     lost_by_place() const; // by tsdt_lost: what the programs counted themselves
     resolve_rule::Generation generation(RulesetKind kind) const;
-    // Changes of rulesets, ours or in other namespaces (tsdt_netns_class), that were too many for a record each.
-    std::array<std::uint64_t, TSDT_NETNS_CLASSES> changes_untold() const;
+    decode::ChangeCounts change_counts() const;
 
     // Bytes that the maps of all programs take.
     std::uint64_t map_memory() const;

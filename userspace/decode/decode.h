@@ -3,6 +3,7 @@
 // Text from the kernel comes out as it was, without its padding; who prints it escapes it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -40,6 +41,12 @@ std::string_view lost_place_name(std::size_t place);
 // One record of the ring buffer. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
 // copied, so they may be unaligned and may go away.
 Result<tsdt_drop> read_drop(std::span<const std::byte> bytes);
+
+// Changes of rulesets since the start, as the kernel counts them.
+struct ChangeCounts {
+    std::uint64_t told = 0;                                 // each by a tsdt_ruleset_change
+    std::array<std::uint64_t, TSDT_NETNS_CLASSES> untold{}; // without one, by tsdt_netns_class: they came too fast
+};
 
 // Which struct a record of the ring buffer is, by its size.
 inline bool is_ruleset_change(std::span<const std::byte> bytes) {
