@@ -582,7 +582,7 @@ TEST_CASE("a changed ruleset on the terminal", "[output]") {
     // Nobody in particular; nothing that drops; not known.
     change = added_rule();
     change.other_changes = 1;
-    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by tailscaled[812] and others (1 change"));
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by tailscaled[812] (and 1 more change, not"));
     change.changers.clear();
     CHECK(text_of(change).starts_with("12:00:05 ruleset changed by too many to tell apart (1 change):"));
     change.other_changes = 0;

@@ -201,7 +201,7 @@ std::string changers_text(const RulesetChange& change) {
                    ? fmt::format("too many to tell apart ({})", counted(change.other_changes, "change"))
                    : "a process not known";
     if (change.other_changes != 0)
-        out += fmt::format(" and others ({} not told apart)", counted(change.other_changes, "change"));
+        out += fmt::format(" (and {}, not told by whom)", counted(change.other_changes, "more change"));
     else if (change.changers.size() > shown)
         out += " and others";
     const auto& parent = change.changers[0].parent;
