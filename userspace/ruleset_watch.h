@@ -27,11 +27,12 @@ public:
     using CurrentGeneration = std::function<resolve_rule::Generation(resolve_rule::SnapshotKind)>;
     using CurrentCounts = std::function<decode::ChangeCounts()>;
 
-    static constexpr std::size_t max_foreign = 16;         // rulesets of other namespaces; later ones are not watched
-    static constexpr std::chrono::milliseconds quiet{500}; // a burst has ended when nothing came for so long,
-    static constexpr std::chrono::milliseconds longest{1000}; // or is told of in parts of this length
+    static constexpr std::size_t max_foreign = 16; // rulesets of other namespaces; later ones are not watched
+    // A burst has ended when nothing came for so long, or is told of in parts of that length: reading in the midst of it
+    // seldom works.
+    static constexpr std::chrono::milliseconds quiet{500}, longest{3000};
     static constexpr std::chrono::milliseconds between_looks{1000};
-    static constexpr std::chrono::milliseconds patience{5000}; // then a change is told of without what it did
+    static constexpr std::chrono::milliseconds patience{15000}; // then a change is told of without what it did
 
     // `snapshots` must outlive the RulesetWatch. `own_netns`: inode of the namespace that tsdroptrace runs in.
     RulesetWatch(resolve_rule::SnapshotSource& snapshots, CurrentGeneration current_generation,

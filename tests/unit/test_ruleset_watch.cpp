@@ -295,7 +295,7 @@ TEST_CASE("ruleset_watch: one change by one process") {
     CHECK(machine.reads == 2);
 }
 
-TEST_CASE("ruleset_watch: a burst of one process is one line a second, and every change is counted") {
+TEST_CASE("ruleset_watch: a burst of one process is a line or two, and every change is counted") {
     FakeMachine machine;
     machine.begin();
     std::vector<SnapshotRule> rules;
@@ -308,8 +308,8 @@ TEST_CASE("ruleset_watch: a burst of one process is one line a second, and every
     }
     for (RulesetChange& change : machine.wait(seconds(3)))
         told.push_back(std::move(change));
-    CHECK(told.size() >= 3);
-    CHECK(told.size() <= 4);
+    CHECK(told.size() >= 1);
+    CHECK(told.size() <= 2);
     CHECK(machine.reads <= 5);
     std::uint64_t changes = 0, added = 0;
     for (const RulesetChange& change : told) {
@@ -379,7 +379,8 @@ TEST_CASE("ruleset_watch: nobody is blamed while a record waits behind others") 
 
     // Not waited for for ever.
     machine.change(814, "nft", legacy({rule("d")}));
-    told = machine.wait(seconds(8));
+    CHECK(machine.wait(seconds(14)).empty());
+    told = machine.wait(seconds(4));
     REQUIRE(told.size() == 1);
     CHECK_FALSE(told[0].by());
     CHECK(told[0].changers.empty());
@@ -426,7 +427,8 @@ TEST_CASE("ruleset_watch: a ruleset that cannot be read") {
     machine.begin();
     machine.unreadable = true;
     machine.change(812, "tailscaled", legacy({rule("b")}));
-    auto told = machine.wait(seconds(8));
+    CHECK(machine.wait(seconds(14)).empty());
+    auto told = machine.wait(seconds(4));
     REQUIRE(told.size() == 1);
     CHECK(told[0].by());
     CHECK(told[0].unknown == "the ruleset could not be read after the change");

@@ -84,7 +84,9 @@ RULES
     for i in {1..20}; do
         iptables-legacy -A INPUT -p udp --dport $((7950 + i)) -j DROP
     done
-    pause 2.5
+    # A machine this slow may have tried to read the rules in the midst of it, and then waits.
+    wait_for 10 "$out/run.json" '--dport 7970 '
+    pause 1
     mark burst.end
     step flush iptables-legacy -F INPUT
 }
