@@ -28,8 +28,8 @@ public:
     using CurrentCounts = std::function<decode::ChangeCounts()>;
 
     static constexpr std::size_t max_foreign = 16; // rulesets of other namespaces; later ones are not watched
-    // A burst has ended when nothing came for so long, or is told of in parts of that length: reading in the midst of it
-    // seldom works.
+    // A burst has ended when nothing came for so long, or is told of in parts of that length: reading in the midst of
+    // it seldom works.
     static constexpr std::chrono::milliseconds quiet{500}, longest{3000};
     static constexpr std::chrono::milliseconds between_looks{1000};
     static constexpr std::chrono::milliseconds patience{15000}; // then a change is told of without what it did
