@@ -77,6 +77,11 @@ struct {
 	__type(value, u32);
 } last_cause_id SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 * 1024 * 1024);
+} events SEC(".maps");
+
 // The function that a location is in, where that matters.
 enum place {
 	PLACE_OTHER = 1,

@@ -133,8 +133,8 @@ enum tsdt_lost {
 	TSDT_LOST_MAX = 3,
 };
 
-// Who changed a ruleset: the other record in the ring buffer `events`, told from tsdt_drop by its size. Sent when the
-// change is complete, before `generation` is there.
+// Who changed a ruleset: the record in the ring buffer `changes`. Sent when the change is complete, before `generation` is
+// there.
 struct tsdt_ruleset_change {
 	__u64 mono_ns;    // CLOCK_MONOTONIC
 	__u32 generation; // of this backend's rulesets once the change has ended (that of a later one, where two end at once)

@@ -10,12 +10,6 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
-// Records for userspace: struct tsdt_drop and struct tsdt_ruleset_change.
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 * 1024 * 1024);
-} events SEC(".maps");
-
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
 // nf_tables. Every traversal of a base chain leaves a trail: its beginning, the jumps and gotos taken, and the

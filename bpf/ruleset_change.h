@@ -6,6 +6,12 @@
 
 const volatile __u32 own_netns; // inode of the network namespace that tsdroptrace runs in
 
+// Not in `events`: there they would wait behind the packets that the change makes die. Userspace looks in every 100 ms.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} changes SEC(".maps");
+
 // Records of changes sent in the current second, by enum tsdt_netns_class.
 struct change_budget {
 	u64 second;
@@ -51,7 +57,7 @@ static __always_inline void tell_change(u32 ruleset, u32 which, struct net *net)
 	bpf_probe_read_kernel_str(change.comm, sizeof(change.comm), &process->comm);
 	change.parent_pid = BPF_CORE_READ(parent, tgid);
 	bpf_probe_read_kernel_str(change.parent_comm, sizeof(change.parent_comm), &parent->comm);
-	if (bpf_ringbuf_output(&events, &change, sizeof(change), 0))
+	if (bpf_ringbuf_output(&changes, &change, sizeof(change), BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&changes_untold[class], 1);
 	else
 		__sync_fetch_and_add(&changes_told, 1);

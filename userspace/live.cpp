@@ -136,7 +136,6 @@ public:
 
 private:
     bool on_record(std::span<const std::byte> bytes);
-    bool on_drop(std::span<const std::byte> bytes);
     void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
     void name_netns(std::uint32_t inode);
@@ -190,14 +189,6 @@ void LiveRun::name_netns(std::uint32_t inode) {
     }
 }
 
-// False: enough for now.
-bool LiveRun::on_record(std::span<const std::byte> bytes) {
-    if (!decode::is_ruleset_change(bytes))
-        return on_drop(bytes);
-    on_ruleset_change(bytes);
-    return !stop_requested && Clock::now() < slice_end_;
-}
-
 void LiveRun::on_ruleset_change(std::span<const std::byte> bytes) {
     if (const auto record = decode::read_ruleset_change(bytes))
         watch_.changed(*record, Clock::now());
@@ -205,7 +196,8 @@ void LiveRun::on_ruleset_change(std::span<const std::byte> bytes) {
         spdlog::error("this is a bug, please report it: {}", record.error().message);
 }
 
-bool LiveRun::on_drop(std::span<const std::byte> bytes) {
+// False: enough for now.
+bool LiveRun::on_record(std::span<const std::byte> bytes) {
     const auto record = decode::read_drop(bytes);
     if (!record) {
         spdlog::error("this is a bug, please report it: {}", record.error().message);
@@ -246,6 +238,9 @@ void LiveRun::watch_rulesets(bool at_start) {
 }
 
 void LiveRun::report_changes(bool last) {
+    const Status polled = tracer_->poll_changes([this](std::span<const std::byte> bytes) { on_ruleset_change(bytes); });
+    if (!polled)
+        spdlog::error("{}", polled.error().message);
     for (RulesetChange& change : watch_.look(Clock::now(), realtime_ns(), machine_.realtime_minus_mono_ns, last)) {
         recorder_.write(&recording::Writer::ruleset, change);
         pipeline_.ruleset(std::move(change));

@@ -103,7 +103,7 @@ bool RulesetWatch::is_due(const Ruleset& ruleset, TimePoint now) const {
 std::vector<RulesetChange> RulesetWatch::look(TimePoint now, std::int64_t now_ns, std::int64_t realtime_minus_mono_ns,
                                               bool last) {
     std::vector<RulesetChange> out;
-    // While records wait behind others in the ring buffer, it is not known who has changed what would be read.
+    // While records have not been received, it is not known who has changed what would be read.
     if (on_their_way(current_counts_()) == 0)
         behind_ = std::nullopt;
     else if (!behind_)

@@ -34,6 +34,7 @@ enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_RB_NO_WAKEUP = 1,
 };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,

@@ -195,8 +195,9 @@ struct Tracer::State {
     struct RingDeleter {
         void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
     };
-    std::unique_ptr<ring_buffer, RingDeleter> ring;
+    std::unique_ptr<ring_buffer, RingDeleter> ring, changes_ring;
     const std::function<bool(std::span<const std::byte>)>* sink = nullptr;
+    const std::function<void(std::span<const std::byte>)>* changes_sink = nullptr;
 
     bool traces(std::string_view function) const {
         return attached.contains(fmt::format("fentry/{}", function)) ||
@@ -410,7 +411,13 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         return (*self->sink)({static_cast<const std::byte*>(data), size}) ? 0 : -ECANCELED;
     };
     state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps_of().maps.events), on_record, state.get(), nullptr));
-    if (!state->ring)
+    const auto on_change = [](void* context, void* data, std::size_t size) -> int {
+        (*static_cast<State*>(context)->changes_sink)({static_cast<const std::byte*>(data), size});
+        return 0;
+    };
+    state->changes_ring.reset(
+        ring_buffer__new(bpf_map__fd(state->maps_of().maps.changes), on_change, state.get(), nullptr));
+    if (!state->ring || !state->changes_ring)
         return Error{ErrorKind::other, fmt::format("cannot map the ring buffer: {}", std::strerror(errno))};
     return std::unique_ptr<Tracer>(new Tracer(std::move(state)));
 }
@@ -441,6 +448,15 @@ Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(
     state_->sink = nullptr;
     if (got < 0 && got != -EINTR && got != -ECANCELED)
         return Error{ErrorKind::other, fmt::format("cannot read the ring buffer: {}", std::strerror(-got))};
+    return Ok{};
+}
+
+Status Tracer::poll_changes(const std::function<void(std::span<const std::byte>)>& sink) {
+    state_->changes_sink = &sink;
+    const int got = ring_buffer__consume(state_->changes_ring.get());
+    state_->changes_sink = nullptr;
+    if (got < 0)
+        return Error{ErrorKind::other, fmt::format("cannot read the ring buffer of changes: {}", std::strerror(-got))};
     return Ok{};
 }
 

@@ -50,11 +50,14 @@ public:
     bool traces(std::string_view function) const; // now
     const decode::KernelNames& names() const;     // as of the start
 
-    // Hands records (struct tsdt_drop or tsdt_ruleset_change, not yet checked) to `sink` as they come, for at most
+    // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
     // `timeout`, or until `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
     Status poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink);
 
-    // Nothing is counted or recorded any more; what the maps and the ring buffer hold stays readable.
+    // The same with the records of changed rulesets (struct tsdt_ruleset_change) that are there. Does not wait.
+    Status poll_changes(const std::function<void(std::span<const std::byte>)>& sink);
+
+    // No packet is counted or recorded any more; what the maps and the ring buffer hold stays readable.
     void stop();
 
     // Attaches to modules that have been loaded since, and forgets changes of rulesets whose end was missed. Cheap when

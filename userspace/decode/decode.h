@@ -38,7 +38,7 @@ struct Machine {
 // Where details were lost, as the JSON lines call it; `place` is a tsdt_lost.
 std::string_view lost_place_name(std::size_t place);
 
-// One record of the ring buffer. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
+// One record of the ring buffer `events`. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
 // copied, so they may be unaligned and may go away.
 Result<tsdt_drop> read_drop(std::span<const std::byte> bytes);
 
@@ -48,13 +48,7 @@ struct ChangeCounts {
     std::array<std::uint64_t, TSDT_NETNS_CLASSES> untold{}; // without one, by tsdt_netns_class: they came too fast
 };
 
-// Which struct a record of the ring buffer is, by its size.
-inline bool is_ruleset_change(std::span<const std::byte> bytes) {
-    static_assert(sizeof(tsdt_ruleset_change) != sizeof(tsdt_drop));
-    return bytes.size() == sizeof(tsdt_ruleset_change);
-}
-
-// The other record of the ring buffer. As read_drop.
+// One record of the ring buffer `changes`. As read_drop.
 Result<tsdt_ruleset_change> read_ruleset_change(std::span<const std::byte> bytes);
 
 // Who made that change. `record` has passed read_ruleset_change. Never fails.
