@@ -115,6 +115,21 @@ CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 
+// Without a commit, a table goes with the socket of the process that owns it (5.12). After a commit a kernel thread comes
+// here, when all is done.
+SEC("fentry/nf_tables_table_destroy")
+int BPF_PROG(nf_tables_table_destroy_begin, struct nft_ctx *table)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
+
+	if (BPF_CORE_READ(task, flags) & kernel_thread)
+		return 0;
+	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, BPF_CORE_READ(table, net));
+	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
+	return 0;
+}
+
 // A table is there when the function has ended (its first use in a namespace), or gone before it begins.
 #define TABLE_COMES_OR_GOES(when, function, suffix)                                \
 	SEC(when "/" #function) int function##suffix(void *ctx)                    \

@@ -159,6 +159,10 @@ struct nft_pktinfo {
 	const struct nf_hook_state *state;
 };
 
+struct nft_ctx {
+	struct net *net;
+};
+
 struct nft_table {
 	u64 handle;
 	u16 family : 6;

@@ -669,6 +669,13 @@ def ruleset(group, guest, validator, kind):
         if name == "many":
             continue
         told = [line for line in lines if begin <= seconds(line["time"]) < end]
+        if name == "owner":
+            group.equal([(line["by"], changed_rules(line["drops"]["added"]), changed_rules(line["drops"]["removed"]))
+                         for line in told],
+                        [({"pid": int(pid), "comm": comm}, *lists)
+                         for lists in (([("input", 1, 7936)], []), ([], [("input", 1, 7936)]))],
+                        f"{name}: the rule comes, and goes with its process")
+            continue
         if name.endswith("-untold"):
             group.equal(told, [], f"{name}: is no change of rules")
             continue
