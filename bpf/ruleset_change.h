@@ -115,17 +115,43 @@ CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 
-// Without a commit, a table goes with the socket of the process that owns it (5.12). After a commit a kernel thread comes
-// here, when all is done.
-SEC("fentry/nf_tables_table_destroy")
-int BPF_PROG(nf_tables_table_destroy_begin, struct nft_ctx *table)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
+// Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
+// in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, u64);   // bpf_get_current_pid_tgid()
+	__type(value, u64); // struct net * of the socket that is being closed
+} closing SEC(".maps");
 
-	if (BPF_CORE_READ(task, flags) & kernel_thread)
+SEC("fentry/nft_rcv_nl_event")
+int BPF_PROG(nft_rcv_nl_event_begin, void *notifier, unsigned long event, struct netlink_notify *closed)
+{
+	u64 task = bpf_get_current_pid_tgid(), net = (u64)BPF_CORE_READ(closed, net);
+
+	if (event == NETLINK_URELEASE && BPF_CORE_READ(closed, protocol) == NETLINK_NETFILTER)
+		bpf_map_update_elem(&closing, &task, &net, BPF_ANY);
+	return 0;
+}
+
+SEC("fexit/nft_rcv_nl_event")
+int BPF_PROG(nft_rcv_nl_event_end)
+{
+	u64 task = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&closing, &task);
+	return 0;
+}
+
+SEC("fentry/nf_tables_table_destroy")
+int BPF_PROG(nf_tables_table_destroy_begin)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	u64 *net = bpf_map_lookup_elem(&closing, &task);
+
+	if (!net)
 		return 0;
-	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, BPF_CORE_READ(table, net));
+	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, (struct net *)*net);
 	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
 	return 0;
 }

@@ -29,12 +29,14 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
-// UAPI constants, fixed for ever: include/uapi/linux/bpf.h, if_ether.h, in.h, netfilter.h, nf_tables.h
+// UAPI constants, fixed for ever: include/uapi/linux/bpf.h, if_ether.h, in.h, netfilter.h, netlink.h, nf_tables.h
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
 	BPF_RB_NO_WAKEUP = 1,
+	NETLINK_NETFILTER = 12,
+	NETLINK_URELEASE = 1, // include/linux/notifier.h
 };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
@@ -159,8 +161,9 @@ struct nft_pktinfo {
 	const struct nf_hook_state *state;
 };
 
-struct nft_ctx {
+struct netlink_notify {
 	struct net *net;
+	int protocol;
 };
 
 struct nft_table {

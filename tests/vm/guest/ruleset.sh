@@ -99,9 +99,13 @@ table inet changing {
     chain input {
         type filter hook input priority 10; policy accept;
         udp dport 7930 drop
+        udp dport 7937 reject
     }
 }
 NFT
+    # Its module is there from now on: for a second after it has come, nobody would see what reject does.
+    nft flush chain inet changing input
+    nft add rule inet changing input udp dport 7930 drop
     trace run --dst "$ranges" --record "$out/recording"
 
     pause 2
