@@ -102,6 +102,7 @@ struct scratch {
 	struct tsdt_flow_key flow;
 	struct path path;
 	u64 in_task; // not in an interrupt or a softirq
+	u32 in_use;
 	char symbol[TSDT_SYMBOL_LEN];
 };
 
@@ -427,27 +428,16 @@ static __always_inline bool is_active(void)
 	return active && *active == instance;
 }
 
-static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *skb, u64 location, u32 emitter)
+static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *scratch, u32 emitter,
+				       struct sk_buff *skb, u64 location)
 {
-	struct scratch *scratch = this_cpu_scratch(emitter);
 	const struct verdict *verdict;
 	struct tsdt_cause *cause;
 	struct tsdt_drop *drop;
-	u64 address, *slot;
+	u64 address;
 	u32 place;
 
-	if (!scratch || !is_active())
-		return 0;
 	address = as_number(skb);
-	slot = handled_slot(address);
-	if (emitter == FIRST) {
-		*slot = address;
-	} else if (*slot == address) {
-		*slot = 0;
-		return 0;
-	} else {
-		__sync_fetch_and_add(&stood_in, 1);
-	}
 	verdict = take_verdict(scratch, skb);
 	drop = &scratch->drop;
 	__builtin_memset(drop, 0, sizeof(*drop));
@@ -505,10 +495,51 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct sk_buff *
 	return 0;
 }
 
+// Which scratch space is the caller's until it says otherwise. A global function, so that what follows is verified once.
+__noinline int take_scratch(void)
+{
+	for (u32 emitter = 0; emitter < EMITTERS; emitter++) {
+		struct scratch *scratch = this_cpu_scratch(emitter);
+
+		if (scratch && !__sync_val_compare_and_swap(&scratch->in_use, 0, 1))
+			return emitter;
+	}
+	return EMITTERS;
+}
+
+// One program for both that are attached, since it is long to verify.
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(emit, struct sk_buff *skb, void *location)
+{
+	u32 emitter = take_scratch();
+	struct scratch *scratch = this_cpu_scratch(emitter);
+
+	if (!scratch)
+		return 0;
+	packet_dies(ctx, scratch, emitter, skb, (u64)location);
+	scratch->in_use = 0;
+	return 0;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__array(values, int(void *));
+} emit_call SEC(".maps") = {
+	.values = {[0] = (void *)&emit},
+};
+
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 {
-	return packet_dies(ctx, skb, (u64)location, FIRST);
+	u64 address = as_number(skb);
+
+	if (!is_active())
+		return 0;
+	*handled_slot(address) = address;
+	bpf_tail_call(ctx, &emit_call, 0);
+	return 0;
 }
 
 // The kernel does not run a program on top of itself on one CPU: a packet that a softirq drops while on_kfree_skb is
@@ -516,5 +547,15 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
 {
-	return packet_dies(ctx, skb, (u64)location, AGAIN);
+	u64 address = as_number(skb), *slot = handled_slot(address);
+
+	if (!is_active())
+		return 0;
+	if (*slot == address) {
+		*slot = 0;
+		return 0;
+	}
+	__sync_fetch_and_add(&stood_in, 1);
+	bpf_tail_call(ctx, &emit_call, 0);
+	return 0;
 }

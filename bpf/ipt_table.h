@@ -315,10 +315,9 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	shadow_is_gone(here, slot->table);
 	slot->table = 0; // a softirq that comes now must not trust it
 	if (tables->generation != now) {
-		for (u32 i = 0; i < TABLE_SLOTS; i++) {
-			shadow_is_gone(here, tables->slot[i].table);
+		for (u32 i = 0; i < TABLE_SLOTS; i++)
 			tables->slot[i].table = 0;
-		}
+		__builtin_memset(here->taken, 0, sizeof(here->taken)); // the other family's will be found again
 		tables->generation = now;
 		tables->used = 0;
 	}
@@ -358,6 +357,7 @@ struct comparison {
 	bool elsewhere; // not the CPU that this runs on
 	u32 moved;
 	struct claim *claim;
+	struct chunk *chunk;
 };
 
 static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool elsewhere)
@@ -385,14 +385,21 @@ __noinline int claim_candidate(struct candidate *watched, struct claim *claim)
 	return 1;
 }
 
+static long compare_candidate(u32 index, struct comparison *comparison)
+{
+	if (index < CHUNK)
+		comparison->moved += claim_candidate(&comparison->chunk->candidate[index], comparison->claim);
+	return 0;
+}
+
 static long compare_chunk(u32 index, struct comparison *comparison)
 {
-	struct chunk *chunk = map_lookup_on(&pool, comparison->first + index, comparison->cpu, comparison->elsewhere);
+	u32 left = comparison->count - index * CHUNK;
 
-	if (!chunk)
+	comparison->chunk = map_lookup_on(&pool, comparison->first + index, comparison->cpu, comparison->elsewhere);
+	if (!comparison->chunk)
 		return 1;
-	for (u32 i = 0; i < CHUNK && index * CHUNK + i < comparison->count; i++)
-		comparison->moved += claim_candidate(&chunk->candidate[i], comparison->claim);
+	bpf_loop(left < CHUNK ? left : CHUNK, compare_candidate, comparison, 0);
 	return 0;
 }
 

@@ -11,6 +11,7 @@ struct target_search {
 	u32 target; // offset of the target in the blob
 	u32 found;
 	struct claim *claim;
+	struct chunk *chunk;
 };
 
 // On its own, so that it is verified once.
@@ -24,15 +25,21 @@ __noinline int is_target(const struct candidate *candidate, struct claim *claim,
 	return 1;
 }
 
+static long compare_target(u32 index, struct target_search *search)
+{
+	if (index < CHUNK)
+		search->found += is_target(&search->chunk->candidate[index], search->claim, search->target);
+	return 0;
+}
+
 static long find_target(u32 index, struct target_search *search)
 {
-	u32 key = search->first + index;
-	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+	u32 key = search->first + index, left = search->count - index * CHUNK;
 
-	if (!chunk)
+	search->chunk = bpf_map_lookup_elem(&pool, &key);
+	if (!search->chunk)
 		return 1;
-	for (u32 i = 0; i < CHUNK && index * CHUNK + i < search->count; i++)
-		search->found += is_target(&chunk->candidate[i], search->claim, search->target);
+	bpf_loop(left < CHUNK ? left : CHUNK, compare_target, search, 0);
 	return 0;
 }
 

@@ -10,8 +10,8 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
-// Two copies of the program on kfree_skb (see on_kfree_skb_again): one may run on top of the other.
-enum { FIRST = 0, AGAIN = 1, EMITTERS = 2 };
+// Two programs on kfree_skb (see on_kfree_skb_again): one may run on top of the other.
+#define EMITTERS 2
 
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
@@ -60,7 +60,9 @@ static __always_inline struct trail *this_cpu_trail(void)
 static __always_inline void trail_add(struct trail *trail, const void *pkt, const void *address, u32 kind)
 {
 	u64 head = trail->head;
-	struct trail_step *step = (void *)trail + (head & (TSDT_TRAIL_STEPS - 1) * sizeof(struct trail_step));
+	struct trail_step *step = (void *)(head & (TSDT_TRAIL_STEPS - 1) * sizeof(struct trail_step));
+
+	asm("%0 += %1" : "+r"(step) : "r"(trail)); // the compiler would copy the one to add the other
 
 	step->pkt = (u64)pkt;
 	step->what = (u64)address + kind;

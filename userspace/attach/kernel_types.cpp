@@ -6,6 +6,9 @@
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
+#include <fmt/format.h>
+
+#include "attach/type_excerpt.h"
 
 namespace tsdroptrace::attach {
 namespace {
@@ -43,30 +46,48 @@ bool of_interest(std::string_view module) {
 
 } // namespace
 
-void KernelTypes::read(const btf* types, unsigned from, int btf_object,
-                       const std::set<std::string, std::less<>>& functions) {
+struct KernelTypes::Search {
+    std::unordered_set<std::string_view> functions, types;
+    std::unordered_set<std::string_view> found; // of types, in vmlinux: as libbpf, modules are not asked for these
+    TypeExcerpt excerpt;
+    bool excerpt_complete = true;
+};
+
+void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_object) {
     const unsigned end = btf__type_cnt(types);
     for (unsigned id = from; id < end; ++id) {
         const btf_type* type = btf__type_by_id(types, id);
-        if (!btf_is_func(type) && !btf_is_enum(type))
+        const bool is_function = btf_is_func(type);
+        if (!is_function && !btf_is_composite(type) && !btf_is_any_enum(type) && !btf_is_typedef(type))
             continue;
         const char* name = btf__name_by_offset(types, type->name_off);
         if (!name || !*name)
             continue;
-        if (btf_is_enum(type)) {
-            if (std::string_view(name).ends_with("_drop_reason"))
-                add_reasons(types, type, names_);
-        } else if (functions.contains(std::string_view(name))) {
-            functions_.try_emplace(name, FunctionId{btf_object, id});
+        const std::string_view known = name;
+        if (is_function) {
+            if (search.functions.contains(known))
+                functions_.try_emplace(name, FunctionId{btf_object, id});
+            continue;
         }
+        if (btf_is_enum(type) && known.ends_with("_drop_reason"))
+            add_reasons(types, type, names_);
+        const auto wanted = search.types.find(known);
+        if (wanted == search.types.end() || (btf_object && search.found.contains(*wanted)))
+            continue;
+        if (!btf_object)
+            search.found.insert(*wanted);
+        search.excerpt_complete &= search.excerpt.add(types, id, static_cast<unsigned>(modules_.size()), from);
     }
 }
 
-KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions) {
+KernelTypes::KernelTypes(const Names& functions, const Names& types) {
     const Btf vmlinux(btf__load_vmlinux_btf());
     if (!vmlinux)
         return;
-    read(vmlinux.get(), 1, 0, functions);
+    Search search;
+    search.functions.insert(functions.begin(), functions.end());
+    search.types.insert(types.begin(), types.end());
+    read(search, vmlinux.get(), 1, 0);
     std::uint32_t id = 0;
     while (bpf_btf_get_next_id(id, &id) == 0) {
         Fd object(bpf_btf_get_fd_by_id(id));
@@ -77,12 +98,15 @@ KernelTypes::KernelTypes(const std::set<std::string, std::less<>>& functions) {
         std::uint32_t size = sizeof(info);
         if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf || !of_interest(name))
             continue;
-        const Btf types(btf__load_from_kernel_by_id_split(id, vmlinux.get()));
-        if (!types)
+        const Btf module(btf__load_from_kernel_by_id_split(id, vmlinux.get()));
+        if (!module)
             continue;
-        read(types.get(), btf__type_cnt(vmlinux.get()), object.get(), functions);
+        const int btf_object = object.get();
         modules_.push_back(std::move(object));
+        read(search, module.get(), btf__type_cnt(vmlinux.get()), btf_object);
     }
+    if (search.excerpt_complete)
+        excerpt_ = search.excerpt.to_file();
 }
 
 KernelTypes::~KernelTypes() = default;
@@ -92,6 +116,12 @@ std::optional<FunctionId> KernelTypes::function(std::string_view name) const {
     if (found == functions_.end())
         return std::nullopt;
     return found->second;
+}
+
+std::optional<std::string> KernelTypes::path() const {
+    if (!excerpt_)
+        return std::nullopt;
+    return fmt::format("/proc/self/fd/{}", excerpt_->get());
 }
 
 } // namespace tsdroptrace::attach

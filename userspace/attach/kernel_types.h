@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What the running kernel's own type information (BTF) tells: the names of drop reasons, and which functions can
-// be attached to. Read once: it is the largest part of starting up.
+// What the running kernel's own type information (BTF) tells: the names of drop reasons, which functions can be
+// attached to, and the structs that our programs are fitted to (CO-RE). Read once: it is a large part of starting up.
 #pragma once
 
 #include <map>
-#include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
+#include <unordered_set>
+#include <vector>
 
 #include "decode/decode.h"
 #include "util/fd.h"
@@ -24,9 +24,11 @@ struct FunctionId {
 
 class KernelTypes {
 public:
-    // Looks for `functions` in vmlinux and in the modules that are loaded now. Finds nothing on a kernel without
-    // BTF; modules have theirs from 5.11.
-    explicit KernelTypes(const std::set<std::string, std::less<>>& functions);
+    using Names = std::unordered_set<std::string>;
+
+    // Looks for `functions`, and for the structs, unions, enums and typedefs of `types`, in vmlinux and in the modules
+    // that are loaded now. Finds nothing on a kernel without BTF; modules have theirs from 5.11.
+    KernelTypes(const Names& functions, const Names& types);
     ~KernelTypes();
     KernelTypes(const KernelTypes&) = delete;
     KernelTypes& operator=(const KernelTypes&) = delete;
@@ -37,12 +39,18 @@ public:
     // included where the module is loaded. Empty on a kernel without reasons.
     const decode::KernelNames& names() const { return names_; }
 
+    // Of the file with the types that were found, for bpf_object_open_opts.btf_custom_path; as long as this lives.
+    // Nothing when it could not be written: libbpf then reads the kernel's own.
+    std::optional<std::string> path() const;
+
 private:
-    void read(const btf* types, unsigned from, int btf_object, const std::set<std::string, std::less<>>& functions);
+    struct Search;
+    void read(Search& search, const btf* types, unsigned from, int btf_object);
 
     decode::KernelNames names_;
     std::map<std::string, FunctionId, std::less<>> functions_;
     std::vector<Fd> modules_;
+    std::optional<Fd> excerpt_;
 };
 
 } // namespace tsdroptrace::attach

@@ -2,6 +2,7 @@
 #include "attach/tracer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
@@ -10,9 +11,12 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -118,6 +122,41 @@ std::uint32_t pool_chunks(int cpus) {
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
 }
 
+struct Attachment {
+    bpf_program* program = nullptr;
+    bpf_link* link = nullptr;
+    int error = 0;
+};
+
+// Attaching to a function waits for grace periods of the kernel, tens of milliseconds and more on a busy machine: by
+// several threads for several functions, these pass together. Programs at the same place stay in their order.
+void attach_all(std::vector<Attachment>& attachments) {
+    std::map<std::string_view, std::vector<Attachment*>> by_place;
+    for (Attachment& attachment : attachments) {
+        const std::string_view section = bpf_program__section_name(attachment.program);
+        by_place[section.substr(section.find('/') + 1)].push_back(&attachment);
+    }
+    std::vector<std::vector<Attachment*>> places;
+    for (auto& [name, all] : by_place)
+        places.push_back(std::move(all));
+
+    std::atomic<std::size_t> next = 0;
+    const auto work = [&] {
+        for (std::size_t place; (place = next++) < places.size();)
+            for (Attachment* attachment : places[place])
+                if (!(attachment->link = bpf_program__attach_trace(attachment->program)))
+                    attachment->error = errno;
+    };
+    std::vector<std::jthread> helpers;
+    try {
+        while (helpers.size() < std::min<std::size_t>(places.size(), 8))
+            helpers.emplace_back(work);
+    } catch (const std::system_error&) {
+        // No more threads to be had: it takes longer.
+    }
+    work();
+}
+
 // "fentry/nft_do_chain" -> "nft_do_chain"; empty for a program that is not on a function.
 std::string_view function_of(const bpf_program* program) {
     const std::string_view section = bpf_program__section_name(program);
@@ -127,13 +166,28 @@ std::string_view function_of(const bpf_program* program) {
 }
 
 // Every function that a program of the object can be attached to.
-std::set<std::string, std::less<>> functions_of(const tsdroptrace_bpf& object) {
-    std::set<std::string, std::less<>> functions;
+KernelTypes::Names functions_of(const tsdroptrace_bpf& object) {
+    KernelTypes::Names functions;
     bpf_program* program;
     bpf_object__for_each_program (program, object.obj)
         if (const std::string_view function = function_of(program); !function.empty())
             functions.emplace(function);
     return functions;
+}
+
+// Every type of the object that the kernel may know. "___flavour" is no part of the kernel's name.
+KernelTypes::Names types_of(const tsdroptrace_bpf& object) {
+    KernelTypes::Names names;
+    const btf* types = bpf_object__btf(object.obj);
+    for (unsigned id = 1; types && id < btf__type_cnt(types); ++id) {
+        const btf_type* type = btf__type_by_id(types, id);
+        if (!btf_is_composite(type) && !btf_is_any_enum(type) && !btf_is_typedef(type))
+            continue;
+        const std::string_view name = btf__name_by_offset(types, type->name_off);
+        if (!name.empty())
+            names.emplace(name.substr(0, name.find("___")));
+    }
+    return names;
 }
 
 // The types that functions are looked up in while an object is being loaded.
@@ -231,8 +285,8 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
 int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
     bpf_map* map;
     bpf_object__for_each_map (map, object.obj) {
-        if (bpf_map__is_internal(map) && map != object.maps.bss)
-            continue; // constants: each object has its own
+        if ((bpf_map__is_internal(map) && map != object.maps.bss) || map == object.maps.emit_call)
+            continue; // constants, and the program that emits: each object has its own
         const bpf_map* ours = map == object.maps.bss ? maps_of().maps.bss
                                                      : bpf_object__find_map_by_name(maps_of().obj, bpf_map__name(map));
         if (const int error = bpf_map__reuse_fd(map, bpf_map__fd(ours)))
@@ -270,13 +324,16 @@ std::uint64_t Tracer::State::missed() const {
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
 int Tracer::State::add(bool with_functions, bool with_emitter) {
-    Object object(tsdroptrace_bpf::open());
-    if (!object)
-        return -errno;
     std::optional<KernelTypes> read_now;
     if (!types) // read at the start; later anew, since modules have come
-        read_now.emplace(functions_of(*object));
+        read_now.emplace(functions_of(maps_of()), types_of(maps_of()));
     types_for_loading = types ? types.get() : &*read_now;
+    const auto types_path = types_for_loading->path();
+    LIBBPF_OPTS(bpf_object_open_opts, options);
+    options.btf_custom_path = types_path ? types_path->c_str() : nullptr;
+    Object object(tsdroptrace_bpf::open(&options));
+    if (!object)
+        return -errno;
     bool any = false;
     if (with_functions) {
         any = choose_functions(*object);
@@ -305,6 +362,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
     // A program on kfree_skb that did not know a backend's types makes room for one that does.
     with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+    bpf_program__set_autoload(object->progs.emit, with_emitter);
     bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
     bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
     bpf_program__set_autoload(object->progs.on_sched_migrate_task,
@@ -320,17 +378,20 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         if (const int error = fill_ranges(*object))
             return error;
 
+    std::vector<Attachment> attachments;
     bpf_program* program;
-    bpf_object__for_each_program (program, object->obj) {
-        if (!bpf_program__autoload(program))
-            continue;
-        bpf_link* link = bpf_program__attach_trace(program);
+    bpf_object__for_each_program (program, object->obj)
+        if (bpf_program__autoload(program) && program != object->progs.emit)
+            attachments.push_back({.program = program});
+    attach_all(attachments);
+    int failed = 0;
+    for (auto& [program, link, error] : attachments) {
         if (!link) {
-            spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(errno));
+            spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(error));
             if (program == object->progs.on_kfree_skb)
-                return -errno;
+                failed = -error;
             if (const std::string_view function = function_of(program); !function.empty())
-                problem = fmt::format("{} cannot be traced: {}", function, std::strerror(errno));
+                problem = fmt::format("{} cannot be traced: {}", function, std::strerror(error));
             continue;
         }
         if (program == object->progs.on_kfree_skb)
@@ -341,6 +402,8 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
             links.emplace_back(link);
         attached.emplace(bpf_program__section_name(program));
     }
+    if (failed)
+        return failed;
     if (with_emitter) {
         const std::uint32_t zero = 0;
         if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.control), &zero, &instance, BPF_ANY))
@@ -373,7 +436,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->modules = modules_with_btf();
     register_lookup();
     if (const State::Object object{tsdroptrace_bpf::open()})
-        state->types = std::make_unique<const KernelTypes>(functions_of(*object));
+        state->types = std::make_unique<const KernelTypes>(functions_of(*object), types_of(*object));
     else
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     state->names = state->types->names();
