@@ -7,131 +7,28 @@
 // every variant in turn), and the limits that tsdroptrace has set itself, LIMIT_PERCENT among them, after FLOOD dropped
 // packets as fast as they come. COUNTER_COMMAND prints the packet counter of the rule that drops them.
 //
-// In a VM that counts instructions (scripts/vm/run --icount) a nanosecond is an instruction.
-//
 // Exit code: 0 all limits are kept, 1 one is not, 2 could not measure.
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <ctime>
 #include <functional>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include <arpa/inet.h>
-#include <fcntl.h>
-#include <sched.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 #include <sys/utsname.h>
-#include <unistd.h>
 
 #include "empty_programs.h"
 #include "fail.h"
+#include "packets.h"
 #include "tracer_process.h"
 
 namespace bench {
 namespace {
 
-using tsdroptrace::Fd;
-using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC
-
-// The addresses of scripts/vm/guest/incident. This host's own lies outside both ranges.
-constexpr const char* host = "10.0.0.2";
-constexpr const char* accepted_source = "10.0.0.1";
-constexpr const char* dropped_source = "100.100.2.136";
-constexpr const char* range_without_accepted = "100.100.0.0/16";
-constexpr const char* range_of_accepted = "10.0.0.1/32";
-constexpr const char* other_namespace = "/run/netns/provider";
-constexpr std::uint16_t port = 5353;
-
 constexpr unsigned warm_up = 1000;
-
-// ---- packets ----
-
-Fd udp_socket(const char* address) {
-    Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    sockaddr_in local{};
-    local.sin_family = AF_INET;
-    local.sin_port = htons(port);
-    inet_pton(AF_INET, address, &local.sin_addr);
-    if (!socket || bind(socket.get(), reinterpret_cast<sockaddr*>(&local), sizeof(local)))
-        fail("no socket on {}: {}", address, std::strerror(errno));
-    return socket;
-}
-
-void enter_namespace(const char* path) {
-    const Fd space(open(path, O_RDONLY | O_CLOEXEC));
-    if (!space || setns(space.get(), CLONE_NEWNET))
-        fail("{}: {}", path, std::strerror(errno));
-}
-
-// UDP packets over the veth pair, from the provider's namespace through this host's input hook.
-class Packets {
-public:
-    explicit Packets(const char* source) : receiver_(udp_socket(host)) {
-        enter_namespace(other_namespace);
-        sender_ = udp_socket(source);
-        enter_namespace("/proc/1/ns/net");
-
-        sockaddr_in remote{};
-        remote.sin_family = AF_INET;
-        remote.sin_port = htons(port);
-        inet_pton(AF_INET, host, &remote.sin_addr);
-        const timeval patience{.tv_sec = 1, .tv_usec = 0};
-        if (connect(sender_.get(), reinterpret_cast<sockaddr*>(&remote), sizeof(remote)) ||
-            setsockopt(receiver_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
-            fail("cannot set up the sockets: {}", std::strerror(errno));
-    }
-
-    // Nanoseconds for each: sent, through the input hook, received.
-    double accepted(unsigned count) {
-        return time_each(count, [this] {
-            send_one();
-            std::array<char, 64> buffer;
-            if (recv(receiver_.get(), buffer.data(), buffer.size(), 0) != std::ssize(payload))
-                fail("a packet that the rules accept did not arrive");
-        });
-    }
-
-    // Nanoseconds for each: sent, dropped in the input hook.
-    double dropped(unsigned count) {
-        const double each = time_each(count, [this] { send_one(); });
-        std::array<char, 64> buffer;
-        if (recv(receiver_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) >= 0)
-            fail("a packet that the rules drop has arrived");
-        return each;
-    }
-
-private:
-    static constexpr std::array<char, 48> payload{}; // of a short DNS answer
-
-    template <typename Function>
-    static double time_each(unsigned count, const Function& function) {
-        const auto begin = Clock::now();
-        for (unsigned i = 0; i < count; ++i)
-            function();
-        return std::chrono::duration<double, std::nano>(Clock::now() - begin).count() / count;
-    }
-
-    void send_one() {
-        if (send(sender_.get(), payload.data(), payload.size(), 0) != std::ssize(payload))
-            fail("cannot send: {}", std::strerror(errno));
-    }
-
-    Fd receiver_, sender_;
-};
-
-// What a variant does after it has been attached or detached (freeing, reading the ruleset) is over after this.
-void settle() {
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-}
 
 // ---- the cost of a packet that passes ----
 
@@ -234,13 +131,6 @@ Flood measure_flood(unsigned count, const std::string& counter_command) {
 }
 
 // ---- the report ----
-
-std::string grouped(double value) {
-    std::string digits = fmt::format("{:.0f}", value);
-    for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3)
-        digits.insert(static_cast<std::size_t>(at), 1, ',');
-    return digits;
-}
 
 void print_costs(const Costs& costs) {
     fmt::print("| Packet that the rules accept | instructions | added | of what the floor adds | of nothing attached | "

@@ -1,11 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# In the VM:  guest.sh nftables|iptables-nft|legacy PACKETS ROUNDS FLOOD
+# In the VM:  guest.sh bench nftables|iptables-nft|legacy PACKETS ROUNDS FLOOD
+#             guest.sh compare nftables|iptables-nft|legacy PACKETS ROUNDS
 set -eu
 
-backend=$1
-shift
+what=$1 backend=$2
+shift 2
 /guest/incident "$backend"
+[ "$what" = bench ] || exec /guest/compare "$backend" "$backend" "$@"
 
 # How much a packet outside the filter may cost over nothing attached, in per cent, and how to read the counter of
 # the rule that drops.
