@@ -12,9 +12,16 @@
 // Userspace loads this object again when a module appears whose types were not known before, and hands
 // over from one instance to the other by writing `control`.
 const volatile __u32 instance;
-const volatile bool match_all;  // no range: every packet
-const volatile bool match_to;   // packets whose destination is in the range
-const volatile bool match_from; // packets whose source is
+const volatile bool match_all;  // no range for the remote side: every one
+const volatile bool match_to;   // packets to the remote side
+const volatile bool match_from; // packets from there
+const volatile bool by_local;   // the other side is in `locals4` or `locals6`
+const volatile bool by_proto;   // is in `choices`, as are the next ones
+const volatile bool by_port;
+const volatile bool by_reason;
+const volatile bool by_netns;
+const volatile bool by_device;  // is in `devices`
+const volatile bool rules_only; // a rule or a policy dropped it
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -32,21 +39,39 @@ struct range6 {
 	u8 address[16];
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1024);
-	__type(key, struct range4);
-	__type(value, u8);
-} ranges4 SEC(".maps");
+#define RANGES(name, range)                           \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);  \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__uint(max_entries, 1024);            \
+		__type(key, struct range);            \
+		__type(value, u8);                    \
+	} name SEC(".maps")
+
+RANGES(ranges4, range4); // the remote side: --dst
+RANGES(ranges6, range6);
+RANGES(locals4, range4); // the local side: --src
+RANGES(locals6, range6);
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1024);
-	__type(key, struct range6);
+	__uint(max_entries, 4096);
+	__type(key, struct tsdt_choice_key);
 	__type(value, u8);
-} ranges6 SEC(".maps");
+} choices SEC(".maps");
+
+struct device {
+	char name[TSDT_IFNAME_LEN];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 64);
+	__type(key, struct device);
+	__type(value, u8);
+} devices SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -142,31 +167,116 @@ static __always_inline const struct verdict *take_verdict(struct scratch *scratc
 	return is_about(&scratch->verdict, skb) ? &scratch->verdict : NULL;
 }
 
-static __always_inline bool in_ranges(const u8 *address, u8 family)
+static __always_inline bool in_ranges(void *map4, void *map6, const u8 *address, u8 family)
 {
 	if (family == 4) {
 		struct range4 key = {.prefix = 32};
 
 		__builtin_memcpy(key.address, address, 4);
-		return bpf_map_lookup_elem(&ranges4, &key);
+		return bpf_map_lookup_elem(map4, &key);
 	} else {
 		struct range6 key = {.prefix = 128};
 
 		__builtin_memcpy(key.address, address, 16);
-		return bpf_map_lookup_elem(&ranges6, &key);
+		return bpf_map_lookup_elem(map6, &key);
 	}
 }
 
-// Whether the packet is one that the user asked for.
+static __always_inline bool is_remote(const u8 *address, u8 family)
+{
+	return match_all || in_ranges(&ranges4, &ranges6, address, family);
+}
+
+static __always_inline bool is_local(const u8 *address, u8 family)
+{
+	return !by_local || in_ranges(&locals4, &locals6, address, family);
+}
+
+static __always_inline bool chosen(u32 what, u32 value)
+{
+	struct tsdt_choice_key key = {.what = what, .value = value};
+
+	return bpf_map_lookup_elem(&choices, &key);
+}
+
+enum { GOES_TO = 1, COMES_FROM = 2 }; // the remote side
+
+// Whether the packet with these headers is one that the user asked for, and which way it goes: 0, GOES_TO, COMES_FROM or
+// both. `also` is another protocol that it may pass for. Where ports are not known since the packet lacks them, though
+// others of its datagram have them, the addresses decide.
+__noinline int ways_of(const struct tsdt_headers *headers, u32 also)
+{
+	u32 ways = 0;
+
+	if (!headers)
+		return 0;
+	if (!headers->family) // no addresses, no protocol, no ports: only who asks for everything means it
+		return match_all && !by_local && !by_proto && !by_port ? GOES_TO | COMES_FROM : 0;
+	if (by_proto && !chosen(TSDT_CHOICE_PROTO, headers->proto) && !chosen(TSDT_CHOICE_PROTO, also) &&
+	    !(headers->no_ports && is_extension_header(headers->proto))) // which one is not known
+		return 0;
+	if (by_port && !headers->no_ports &&
+	    !(headers->has_ports && (chosen(TSDT_CHOICE_PORT, bpf_ntohs(headers->sport)) ||
+				     chosen(TSDT_CHOICE_PORT, bpf_ntohs(headers->dport)))))
+		return 0;
+	if (is_remote(headers->daddr, headers->family) && is_local(headers->saddr, headers->family))
+		ways |= GOES_TO;
+	if (is_remote(headers->saddr, headers->family) && is_local(headers->daddr, headers->family))
+		ways |= COMES_FROM;
+	return ways;
+}
+
+// Whether the packet is one that the user asked for, as far as it says so itself, or the packet does that it quotes: an
+// ICMP error goes the other way than what it is about.
 __noinline int wanted(struct tsdt_drop *drop)
 {
-	if (match_all)
-		return 1;
-	if (!drop || !drop->family)
+	struct tsdt_headers own;
+	u32 ways, quoted;
+
+	if (!drop || (by_reason && !chosen(TSDT_CHOICE_REASON, drop->key.reason)))
 		return 0;
-	drop->to_range = in_ranges(drop->daddr, drop->family);
-	drop->from_range = in_ranges(drop->saddr, drop->family);
-	return (match_to && drop->to_range) || (match_from && drop->from_range);
+	__builtin_memcpy(own.saddr, drop->saddr, sizeof(own.saddr));
+	__builtin_memcpy(own.daddr, drop->daddr, sizeof(own.daddr));
+	own.sport = drop->sport;
+	own.dport = drop->dport;
+	own.family = drop->family;
+	own.proto = drop->proto;
+	own.has_ports = drop->has_ports;
+	own.no_ports = drop->no_ports;
+	ways = ways_of(&own, own.proto);
+	if (drop->quoted.family) {
+		quoted = ways_of(&drop->quoted, own.proto);
+		if (quoted & GOES_TO)
+			ways |= COMES_FROM;
+		if (quoted & COMES_FROM)
+			ways |= GOES_TO;
+	}
+	if (!match_all || by_local) { // else there is no remote side
+		drop->to_range = !!(ways & GOES_TO);
+		drop->from_range = !!(ways & COMES_FROM);
+	}
+	return (match_to && ways & GOES_TO) || (match_from && ways & COMES_FROM);
+}
+
+static __always_inline bool chosen_device(const char *name)
+{
+	struct device key;
+
+	__builtin_memcpy(key.name, name, sizeof(key.name));
+	return bpf_map_lookup_elem(&devices, &key);
+}
+
+// What only is known once it is known who dropped the packet: netfilter's state tells the namespace and both devices. A
+// namespace or a device that is not known is not the one that the user asked for.
+__noinline int wanted_there(struct tsdt_drop *drop)
+{
+	if (!drop)
+		return 0;
+	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY))
+		return 0;
+	if (by_netns && !chosen(TSDT_CHOICE_NETNS, drop->key.netns))
+		return 0;
+	return !by_device || chosen_device(drop->in_dev) || chosen_device(drop->out_dev);
 }
 
 __noinline int place_of(u64 location, struct scratch *scratch)
@@ -441,6 +551,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	verdict = take_verdict(scratch, skb);
 	drop = &scratch->drop;
 	__builtin_memset(drop, 0, sizeof(*drop));
+	drop->key.reason = compat_kfree_skb_reason(ctx);
 	read_packet(drop, address);
 	if (!wanted(drop))
 		return 0;
@@ -448,10 +559,11 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	drop->mono_ns = bpf_ktime_get_ns();
 	drop->cpu = bpf_get_smp_processor_id();
 	drop->key.location = location;
-	drop->key.reason = compat_kfree_skb_reason(ctx);
 	drop->key.hook = 0xff;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
+	if (rules_only && place == PLACE_OTHER)
+		return 0;
 	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was
 	// about an earlier packet, in the same skb.
 	if (place != PLACE_NF_HOOK_SLOW)
@@ -471,6 +583,8 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
 	}
 	attribute_devices(scratch, address);
+	if (!wanted_there(drop))
+		return 0;
 	if (!drop->received && compat_in_process(ctx)) {
 		drop->pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(drop->comm, sizeof(drop->comm));

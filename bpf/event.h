@@ -81,6 +81,25 @@ struct tsdt_cause {
 	struct tsdt_step step[TSDT_PATH_MAX];
 };
 
+// Why a packet has no ports although its protocol may have some.
+enum tsdt_no_ports {
+	TSDT_NO_PORTS_NONE = 0,     // it has them (has_ports), or its protocol has none
+	TSDT_NO_PORTS_FRAGMENT = 1, // a later fragment: they are in the first one
+	TSDT_NO_PORTS_UNREAD = 2,   // that header could not be read: cut short, not in the packet's linear part, or too far back
+};
+
+// The packet that an ICMP error is about, as far as the error quotes it.
+struct tsdt_headers {
+	__u8 saddr[16]; // network order; an IPv4 address is in the first four bytes
+	__u8 daddr[16];
+	__u16 sport; // network order, 0 unless has_ports
+	__u16 dport;
+	__u8 family; // 4, 6, or 0: there is none
+	__u8 proto;  // IPPROTO_*
+	__u8 has_ports;
+	__u8 no_ports; // enum tsdt_no_ports
+};
+
 // One dropped packet: the record in the ring buffer `events`.
 struct tsdt_drop {
 	struct tsdt_cause_key key; // to find its cause
@@ -101,17 +120,19 @@ struct tsdt_drop {
 	__u8 icmp_code;
 	__u8 has_ports;            // sport and dport are there (first fragments of TCP, UDP, SCTP, DCCP, UDP-Lite)
 	__u8 has_l4;               // tcp_flags, icmp_type and icmp_code could be read
-	__u8 to_range;             // the destination lies in the filter's range
-	__u8 from_range;           // the source does
+	__u8 to_range;             // it goes to the filter's range, or is an ICMP error about an answer from there
+	__u8 from_range;           // it comes from there, or is an ICMP error about a packet to it
 	__u8 received;             // it came in through a device (skb->skb_iif is set)
 	__u8 ctinfo;               // enum ip_conntrack_info, or 0xff: conntrack has not seen it
 	__u32 pid;                 // of the sending process, 0 where the packet was not being sent by one
-	__u16 ethertype;           // host order
-	__u16 pad;
+	__u16 ethertype;           // host order, of what follows any VLAN tags
+	__u8 no_ports;             // enum tsdt_no_ports
+	__u8 pad;
 	char comm[TSDT_COMM_LEN];
 	char in_dev[TSDT_IFNAME_LEN];  // empty when not known
 	char out_dev[TSDT_IFNAME_LEN];
 	__u32 jumpstack[TSDT_JUMPSTACK_MAX]; // LEGACY_*: offsets of the jumps that led to the chain, oldest first; entries past the way are leftovers
+	struct tsdt_headers quoted; // of an ICMP error
 };
 
 // Packets by flow, within one cause: the key of the map `flows`; its value is a __u64 count of packets.
@@ -134,6 +155,19 @@ enum tsdt_lost {
 	TSDT_LOST_MAX = 3,
 };
 
+// The filter, beside the ranges: what a key of the map `choices` is about. Its values are those that the user chose.
+enum tsdt_choice {
+	TSDT_CHOICE_PROTO = 0,  // IPPROTO_*
+	TSDT_CHOICE_PORT = 1,   // host order
+	TSDT_CHOICE_REASON = 2, // enum skb_drop_reason
+	TSDT_CHOICE_NETNS = 3,  // inode
+};
+
+struct tsdt_choice_key {
+	__u32 what; // enum tsdt_choice
+	__u32 value;
+};
+
 // Generations of rulesets: bumped before and after each change, so odd while one is under way.
 enum tsdt_generation {
 	TSDT_GENERATION_NF_TABLES = 0,
@@ -150,5 +184,6 @@ TSDT_ASSERT(sizeof(struct tsdt_cause_key) == 48, "tsdt_cause_key has no padding"
 TSDT_ASSERT(sizeof(struct tsdt_step) == 88, "tsdt_step has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_cause) == 48 + 32 + 8 + 8 + TSDT_NAME_LEN + TSDT_SYMBOL_LEN + TSDT_PATH_MAX * 88,
 	    "tsdt_cause has no padding");
-TSDT_ASSERT(sizeof(struct tsdt_drop) == 208, "tsdt_drop has no padding");
+TSDT_ASSERT(sizeof(struct tsdt_headers) == 40, "tsdt_headers has no padding");
+TSDT_ASSERT(sizeof(struct tsdt_drop) == 248, "tsdt_drop has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_flow_key) == 44, "tsdt_flow_key has no padding");

@@ -15,106 +15,219 @@ static __always_inline bool has_port_numbers(u8 proto)
 	       proto == IPPROTO_UDPLITE;
 }
 
-static __always_inline void read_l4(struct tsdt_drop *drop, const void *l4)
+// The bytes of a packet that can be read: its linear part. All positions count from skb->head, as the kernel's own do.
+struct window {
+	u64 head; // address
+	u32 end;  // of the linear part: what lies behind is another packet's or nobody's
+	u32 at;   // where the IP header is expected
+	// What read_headers() finds beside the addresses:
+	u32 l4;     // of the transport header, 0 where there is none to read
+	u32 length; // of the whole packet, header included; 0: the header does not say
+	u32 ttl;
+};
+
+static __always_inline bool read_at(const struct window *window, u32 at, void *out, u32 size)
 {
-	u8 head[14] = {}; // of TCP up to its flags; the others are shorter, so they are read in two goes
-
-	if (has_port_numbers(drop->proto)) {
-		if (bpf_probe_read_kernel(head, 4, l4))
-			return;
-		drop->sport = *(u16 *)&head[0];
-		drop->dport = *(u16 *)&head[2];
-		drop->has_ports = 1;
-		if (drop->proto == IPPROTO_TCP && !bpf_probe_read_kernel(head, sizeof(head), l4)) {
-			drop->tcp_flags = head[13];
-			drop->has_l4 = 1;
-		}
-	} else if (drop->proto == IPPROTO_ICMP || drop->proto == IPPROTO_ICMPV6) {
-		if (bpf_probe_read_kernel(head, 2, l4))
-			return;
-		drop->icmp_type = head[0];
-		drop->icmp_code = head[1];
-		drop->has_l4 = 1;
-	}
-}
-
-static __always_inline bool read_ipv4(struct tsdt_drop *drop, const void *l3)
-{
-	struct iphdr ip;
-
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), l3) || ip.version != 4 || ip.ihl < 5)
-		return false;
-	drop->family = 4;
-	drop->proto = ip.protocol;
-	drop->ttl = ip.ttl;
-	if (ip.tot_len) // 0: BIG TCP
-		drop->length = bpf_ntohs(ip.tot_len);
-	__builtin_memcpy(drop->saddr, &ip.saddr, 4);
-	__builtin_memcpy(drop->daddr, &ip.daddr, 4);
-	if (!(ip.frag_off & bpf_htons(IP_OFFSET_MASK)))
-		read_l4(drop, l3 + ip.ihl * 4);
-	return true;
+	return at + size <= window->end && !bpf_probe_read_kernel(out, size, (const void *)(window->head + at));
 }
 
 // IPv6 extension headers: where the walk through them stands.
 struct extension_walk {
-	const void *l3;
+	u64 head;
+	u32 end;
 	u32 at;
 	u8 next;     // type of the header at `at`
 	u8 fragment; // a later one: what follows is no header
 };
 
+enum { HOP_BY_HOP = 0, ROUTING = 43, FRAGMENT = 44, AUTH = 51, DEST_OPTIONS = 60 };
+
+static __always_inline bool is_extension_header(u8 type)
+{
+	return type == HOP_BY_HOP || type == ROUTING || type == FRAGMENT || type == AUTH || type == DEST_OPTIONS;
+}
+
 static long skip_extension_header(u32 index, struct extension_walk *walk)
 {
-	enum { HOP_BY_HOP = 0, ROUTING = 43, FRAGMENT = 44, AUTH = 51, DEST_OPTIONS = 60 };
 	u8 header[4] = {}; // next header, length, and for a fragment its offset
 	u8 type = walk->next;
 
-	if (type != HOP_BY_HOP && type != ROUTING && type != FRAGMENT && type != AUTH && type != DEST_OPTIONS)
+	if (!is_extension_header(type))
 		return 1;
-	if (bpf_probe_read_kernel(header, sizeof(header), walk->l3 + walk->at))
+	if (walk->at + sizeof(header) > walk->end ||
+	    bpf_probe_read_kernel(header, sizeof(header), (const void *)(walk->head + walk->at)))
 		return 1;
 	walk->next = header[0];
 	if (type == FRAGMENT) {
 		walk->at += 8;
-		walk->fragment = (*(u16 *)&header[2] & bpf_htons(0xfff8)) != 0;
-		return walk->fragment;
+		if (*(u16 *)&header[2] & bpf_htons(0xfff8)) {
+			walk->fragment = 1;
+			return 1;
+		}
+		return 0;
 	}
 	walk->at += type == AUTH ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
 	return 0;
 }
 
-static __always_inline bool read_ipv6(struct tsdt_drop *drop, const void *l3)
+static __always_inline void read_ports(struct tsdt_headers *headers, const struct window *window)
 {
-	struct extension_walk walk = {.l3 = l3, .at = sizeof(struct ipv6hdr)};
+	u16 ports[2];
+
+	if (!has_port_numbers(headers->proto))
+		return;
+	if (!read_at(window, window->l4, ports, sizeof(ports))) {
+		headers->no_ports = TSDT_NO_PORTS_UNREAD;
+		return;
+	}
+	headers->sport = ports[0];
+	headers->dport = ports[1];
+	headers->has_ports = 1;
+}
+
+static __always_inline void read_ipv4(struct tsdt_headers *headers, struct window *window)
+{
+	struct iphdr ip;
+
+	if (!read_at(window, window->at, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		return;
+	headers->family = 4;
+	headers->proto = ip.protocol;
+	window->ttl = ip.ttl;
+	window->length = bpf_ntohs(ip.tot_len); // 0: BIG TCP
+	__builtin_memcpy(headers->saddr, &ip.saddr, 4);
+	__builtin_memcpy(headers->daddr, &ip.daddr, 4);
+	if (ip.frag_off & bpf_htons(IP_OFFSET_MASK)) {
+		if (has_port_numbers(ip.protocol))
+			headers->no_ports = TSDT_NO_PORTS_FRAGMENT;
+		return;
+	}
+	window->l4 = window->at + ip.ihl * 4;
+	read_ports(headers, window);
+}
+
+static __always_inline void read_ipv6(struct tsdt_headers *headers, struct window *window)
+{
+	struct extension_walk walk = {.head = window->head, .end = window->end};
 	struct ipv6hdr ip;
 
-	if (bpf_probe_read_kernel(&ip, sizeof(ip), l3) || ip.version != 6)
-		return false;
-	drop->family = 6;
-	drop->ttl = ip.hop_limit;
+	if (!read_at(window, window->at, &ip, sizeof(ip)) || ip.version != 6)
+		return;
+	headers->family = 6;
+	window->ttl = ip.hop_limit;
 	if (ip.payload_len) // 0: jumbogram or BIG TCP
-		drop->length = sizeof(ip) + bpf_ntohs(ip.payload_len);
-	__builtin_memcpy(drop->saddr, ip.saddr, 16);
-	__builtin_memcpy(drop->daddr, ip.daddr, 16);
+		window->length = sizeof(ip) + bpf_ntohs(ip.payload_len);
+	__builtin_memcpy(headers->saddr, ip.saddr, 16);
+	__builtin_memcpy(headers->daddr, ip.daddr, 16);
 
+	walk.at = window->at + sizeof(ip);
 	walk.next = ip.nexthdr;
 	bpf_loop(MAX_EXTENSION_HEADERS, skip_extension_header, &walk, 0);
-	drop->proto = walk.next;
-	if (!walk.fragment)
-		read_l4(drop, l3 + walk.at);
-	return true;
+	headers->proto = walk.next;
+	if (walk.fragment) {
+		if (has_port_numbers(walk.next) || is_extension_header(walk.next))
+			headers->no_ports = TSDT_NO_PORTS_FRAGMENT;
+		return;
+	}
+	if (is_extension_header(walk.next)) { // the walk did not get to the end
+		headers->no_ports = TSDT_NO_PORTS_UNREAD;
+		return;
+	}
+	window->l4 = walk.at;
+	read_ports(headers, window);
+}
+
+// Fills in what the IP header at window->at says; family stays 0 when there is none. A global function, as are others
+// below: the verifier then looks at each of them once, and not again for every way that leads to it.
+__noinline int read_headers(struct tsdt_headers *headers, struct window *window)
+{
+	u8 first = 0;
+
+	if (!headers || !window)
+		return 0;
+	window->l4 = 0;
+	window->length = 0;
+	if (!read_at(window, window->at, &first, sizeof(first)))
+		return 0;
+	if (first >> 4 == 4)
+		read_ipv4(headers, window);
+	else if (first >> 4 == 6)
+		read_ipv6(headers, window);
+	return 0;
+}
+
+// Whether the ICMP message quotes the packet that it is about. (A redirect of IPv6 does so among other options.)
+static __always_inline bool is_icmp_error(const struct tsdt_drop *drop)
+{
+	enum { UNREACHABLE = 3, SOURCE_QUENCH = 4, REDIRECT = 5, TIME_EXCEEDED = 11, PARAMETER_PROBLEM = 12 };
+	u8 type = drop->icmp_type;
+
+	if (drop->proto == IPPROTO_ICMPV6)
+		return type < 128;
+	return type == UNREACHABLE || type == SOURCE_QUENCH || type == REDIRECT || type == TIME_EXCEEDED ||
+	       type == PARAMETER_PROBLEM;
+}
+
+static __always_inline void read_l4(struct tsdt_drop *drop, struct window *window)
+{
+	u8 head[14]; // of TCP up to its flags
+	const u32 icmp_header = 8;
+
+	if (drop->proto == IPPROTO_TCP) {
+		if (!read_at(window, window->l4, head, sizeof(head)))
+			return;
+		drop->tcp_flags = head[13];
+		drop->has_l4 = 1;
+	} else if ((drop->family == 4 && drop->proto == IPPROTO_ICMP) ||
+		   (drop->family == 6 && drop->proto == IPPROTO_ICMPV6)) {
+		if (!read_at(window, window->l4, head, 2))
+			return;
+		drop->icmp_type = head[0];
+		drop->icmp_code = head[1];
+		drop->has_l4 = 1;
+		if (is_icmp_error(drop)) {
+			window->at = window->l4 + icmp_header;
+			read_headers(&drop->quoted, window);
+		}
+	}
+}
+
+static __always_inline bool is_vlan(u16 ethertype)
+{
+	return ethertype == ETH_P_8021Q || ethertype == ETH_P_8021AD;
+}
+
+// Where the IP header is, 0 when that is not known; puts drop->ethertype right. As long as the packet carries a VLAN tag
+// among its own bytes, and before the stack has looked at a received one, network_header does not tell: then the way
+// leads over the Ethernet header, if there is one that agrees with skb->protocol.
+static __always_inline u32 find_ip_header(struct sk_buff *skb, const struct window *window, struct tsdt_drop *drop)
+{
+	u16 network_header = BPF_CORE_READ(skb, network_header);
+	u16 mac_header = BPF_CORE_READ(skb, mac_header);
+	u16 type = 0;
+	u32 at = mac_header + 12;
+
+	if (!is_vlan(drop->ethertype) && network_header)
+		return network_header == 0xffff ? 0 : network_header;
+	if (mac_header == 0xffff || !read_at(window, at, &type, sizeof(type)) || bpf_ntohs(type) != drop->ethertype)
+		return 0;
+	at += sizeof(type);
+	for (u32 tags = 0; tags < 2 && is_vlan(drop->ethertype); tags++) {
+		if (!read_at(window, at + 2, &type, sizeof(type)))
+			return 0;
+		drop->ethertype = bpf_ntohs(type);
+		at += 4;
+	}
+	return at;
 }
 
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
-// A global function, as are others below: the verifier then looks at each of them once, and not again for
-// every way that leads to it.
 __noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	u64 nfct = BPF_CORE_READ(skb, _nfct);
-	u16 network_header = BPF_CORE_READ(skb, network_header);
-	const void *l3 = BPF_CORE_READ(skb, head) + network_header;
+	struct tsdt_headers headers = {};
+	struct window window = {.head = (u64)BPF_CORE_READ(skb, head), .end = BPF_CORE_READ(skb, tail)};
 
 	if (!drop)
 		return 0;
@@ -123,11 +236,24 @@ __noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
 	drop->mark = BPF_CORE_READ(skb, mark);
 	drop->received = BPF_CORE_READ(skb, skb_iif) != 0;
 	drop->ctinfo = nfct & ~7UL ? nfct & 7 : 0xff; // NFCT_PTRMASK
-	if (network_header == 0xffff || network_header > BPF_CORE_READ(skb, tail))
+	window.at = find_ip_header(skb, &window, drop);
+	if (!window.at || (drop->ethertype != ETH_P_IP && drop->ethertype != ETH_P_IPV6))
 		return 0;
-	if (drop->ethertype == ETH_P_IP)
-		read_ipv4(drop, l3);
-	else if (drop->ethertype == ETH_P_IPV6)
-		read_ipv6(drop, l3);
+	read_headers(&headers, &window);
+	if (headers.family != (drop->ethertype == ETH_P_IP ? 4 : 6))
+		return 0;
+	__builtin_memcpy(drop->saddr, headers.saddr, sizeof(drop->saddr));
+	__builtin_memcpy(drop->daddr, headers.daddr, sizeof(drop->daddr));
+	drop->sport = headers.sport;
+	drop->dport = headers.dport;
+	drop->family = headers.family;
+	drop->proto = headers.proto;
+	drop->has_ports = headers.has_ports;
+	drop->no_ports = headers.no_ports;
+	drop->ttl = window.ttl;
+	if (window.length)
+		drop->length = window.length;
+	if (window.l4)
+		read_l4(drop, &window);
 	return 0;
 }

@@ -64,12 +64,29 @@ decode::Machine this_machine(const attach::Tracer& tracer) {
     return machine;
 }
 
-attach::Filter filter_of(const Options& options) {
+Result<attach::Filter> filter_of(const Options& options) {
     attach::Filter filter;
+    for (const std::string& typed : options.netns) {
+        const auto inode = resolve_netns(typed);
+        if (!inode)
+            return Error{inode.error().kind, "--netns " + inode.error().message};
+        if (!open_netns(*inode))
+            spdlog::warn(
+                "--netns {}: no name and no process leads to a network namespace with that inode now: if it is "
+                "gone, nothing will be shown",
+                *inode);
+        filter.netns.push_back(*inode);
+    }
     filter.all = options.all;
     filter.to = options.direction != DirectionFilter::from;
     filter.from = options.direction != DirectionFilter::to;
     filter.ranges = options.dst;
+    filter.locals = options.src;
+    filter.ports = options.ports;
+    filter.protos = options.protos;
+    filter.devices = options.devices;
+    filter.reasons = options.reasons;
+    filter.rules_only = options.rules_only;
     return filter;
 }
 
@@ -340,6 +357,9 @@ Status LiveRun::run(bool stdout_is_tty) {
 
 Status run_live(const Options& options, bool stdout_is_tty) {
     watch_signals();
+    const auto filter = filter_of(options); // refused before any file is made
+    if (!filter)
+        return filter.error();
     std::optional<recording::Writer> writer;
     if (options.record) {
         auto created = recording::Writer::create(*options.record);
@@ -350,7 +370,7 @@ Status run_live(const Options& options, bool stdout_is_tty) {
     if (options.json_file) // refused before anything is attached
         if (const auto file = output::Sink::open_file(*options.json_file); !file)
             return file.error();
-    auto tracer = attach::Tracer::start(filter_of(options));
+    auto tracer = attach::Tracer::start(*filter);
     if (!tracer)
         return tracer.error();
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); // for the tools that print rules

@@ -36,6 +36,18 @@ std::string_view to_string(Direction direction) {
     return direction == Direction::to ? "to" : "from";
 }
 
+std::string_view to_string(NoPorts why) {
+    switch (why) {
+    case NoPorts::none:
+        return "";
+    case NoPorts::fragment:
+        return "fragment";
+    case NoPorts::unread:
+        return "unread";
+    }
+    return "";
+}
+
 std::string_view to_string(DropKind kind) {
     switch (kind) {
     case DropKind::rule:

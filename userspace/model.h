@@ -27,11 +27,23 @@ struct Address {
 
 enum class Direction { to, from }; // toward the traced range, or coming from it
 
+// Why a packet has no ports although its protocol may have some (enum tsdt_no_ports).
+enum class NoPorts { none, fragment, unread };
+
+// The packet that an ICMP error is about, as far as the error quotes it.
+struct Quoted {
+    std::uint8_t proto = 0; // IPPROTO_*
+    Address src, dst;
+    std::optional<std::uint16_t> sport, dport; // host order
+};
+
 struct Packet {
     IpFamily family = IpFamily::other;
     std::uint8_t proto = 0; // IPPROTO_*; meaningless for family other
     Address src, dst;
     std::optional<std::uint16_t> sport, dport; // host order
+    NoPorts no_ports = NoPorts::none;
+    std::optional<Quoted> quoted;
     std::uint32_t length = 0;
     std::uint8_t ttl = 0;
     std::optional<std::uint8_t> tcp_flags, icmp_type, icmp_code;
@@ -190,6 +202,7 @@ struct Start {
 
 std::string_view to_string(IpFamily);
 std::string_view to_string(Direction);
+std::string_view to_string(NoPorts);
 std::string_view to_string(DropKind);
 std::string_view to_string(Hook);
 std::string_view to_string(Backend);

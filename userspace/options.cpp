@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
-#include <numeric>
 
 #include <arpa/inet.h>
 
@@ -37,6 +36,19 @@ constexpr Spec specs[] = {
      "come from it. IPv4, IPv6, a bare address, repeatable"},
     {"direction", "both|to|from", "both, to or from", "only packets to --dst, or only those from it"},
     {"all", "", "", "every destination; a busy machine drops a lot"},
+    {"src", "CIDR[,CIDR...]", "a network or an address, such as 10.0.0.2 or 10.0.0.0/8",
+     "the local side: only what it sends to --dst, and the\n"
+     "answers to it"},
+    {"port", "N[,N...]", "a port from 0 to 65535, such as 53", "either port; fragments without ports match, too"},
+    {"proto", "NAME|N[,...]", "tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255",
+     "tcp, udp, icmp, icmpv6, sctp, or a number. (An ICMP\n"
+     "error matches as the packet that it is about, too)"},
+    {"iface", "NAME", "the name of a device, at most 15 bytes, such as eth0", "in or out by that device; repeatable"},
+    {"netns", "PATH|NAME|INODE", "a network namespace: a path, a name of ip netns or the number of its inode",
+     "dropped in that network namespace; repeatable"},
+    {"reason", "NAME[,NAME...]", "names of this kernel's drop reasons, such as NETFILTER_DROP",
+     "dropped for that reason of the kernel's"},
+    {"rules-only", "", "", "only what a firewall's rule or policy dropped"},
     {"duration", "TIME", time_expected, "stop after 10s, 500ms, 5m, 2h, 1d (10 is 10s)"},
     {"count", "N", "a number of packets, at least 1", "stop after N dropped packets"},
     {"summary-every", "TIME", time_expected, "a summary each TIME, not only at the end"},
@@ -52,6 +64,14 @@ constexpr Spec specs[] = {
     {"help", "", "", "print this and exit"},
 };
 
+// These belong to a recording, and cannot be had once it is made.
+constexpr std::string_view filters[] = {"dst",   "all",   "direction", "src",    "port",
+                                        "proto", "iface", "netns",     "reason", "rules-only"};
+
+const Spec& spec_of(std::string_view name) { // one of `specs`
+    return *std::find_if(std::begin(specs), std::end(specs), [&](auto& spec) { return spec.name == name; });
+}
+
 struct Exclusion {
     std::string_view one, other, hint;
 };
@@ -61,9 +81,6 @@ constexpr Exclusion exclusions[] = {
     {"direction", "all", "a direction is relative to a range: give one with --dst instead of --all"},
     {"quiet", "verbose", "leave one of them out"},
     {"record", "replay", "a replayed file is a recording already: leave --record out"},
-    {"dst", "replay", "a replay shows what was recorded, with the filter of that time: leave --dst out"},
-    {"all", "replay", "a replay shows what was recorded, with the filter of that time: leave --all out"},
-    {"direction", "replay", "a replay shows what was recorded, with the filter of that time: leave --direction out"},
     {"duration", "replay", "a replay ends with its file: leave --duration out"},
     {"summary-every", "replay", "a replay has one summary, at its end: leave --summary-every out"},
 };
@@ -86,23 +103,8 @@ std::string help_text() {
                   "privileges cannot do it, 1 anything else.\n\n"
                   "Examples:\n"
                   "  tsdroptrace --dst 100.100.0.0/16\n"
-                  "  tsdroptrace --dst 10.8.0.0/16,fd00::/8 --duration 30s --json\n";
-}
-
-// Levenshtein distance: how many letters to type differently.
-std::size_t distance(std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), std::size_t{0});
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t replaced = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
-        }
-    }
-    return row.back();
+                  "  tsdroptrace --dst 10.8.0.0/16,fd00::/8 --duration 30s --json\n"
+                  "  tsdroptrace --dst 100.100.2.136 --port 53 --rules-only\n";
 }
 
 Error unexpected_argument(std::string_view argument) {
@@ -116,10 +118,10 @@ Error unexpected_argument(std::string_view argument) {
     std::string_view name = argument.substr(std::min(argument.find_first_not_of('-'), argument.size()));
     name = name.substr(0, name.find('='));
     const auto near = std::min_element(std::begin(specs), std::end(specs), [&](const Spec& a, const Spec& b) {
-        return distance(name, a.name) < distance(name, b.name);
+        return edit_distance(name, a.name) < edit_distance(name, b.name);
     });
     if (!name.empty() && name.size() < 32 &&
-        distance(name, near->name) <= std::max<std::size_t>(2, near->name.size() / 3)) {
+        edit_distance(name, near->name) <= std::max<std::size_t>(2, near->name.size() / 3)) {
         return wrong(fmt::format("unknown option {}: did you mean --{}?", shown, near->name));
     }
     return wrong(fmt::format("unknown option {}: see tsdroptrace --help", shown));
@@ -198,7 +200,7 @@ public:
         if (error_ || found == values_.end()) {
             return;
         }
-        const Spec& spec = *std::find_if(std::begin(specs), std::end(specs), [&](auto& s) { return s.name == name; });
+        const Spec& spec = spec_of(name);
         if (found->second.size() > 1) {
             error_ = wrong(fmt::format("--{} was given {} times: expected once", name, found->second.size()));
         } else if (auto parsed = parse(found->second.front())) {
@@ -223,24 +225,111 @@ auto one_of(std::map<std::string, T> names) {
     };
 }
 
-Result<std::vector<Cidr>> parse_dst(const std::vector<std::string>& values) {
-    std::vector<Cidr> networks;
+// Hands each item of an option's values to `take`, until that returns an error: of comma lists, where the option takes
+// such.
+template <typename Take>
+std::optional<Error> each_item(const Spec& spec, const std::vector<std::string>& values, Take take) {
+    const bool lists = spec.value.find(',') != std::string_view::npos;
     for (std::string_view rest : values) {
         for (bool more = true; more;) {
-            const auto comma = rest.find(',');
+            const auto comma = lists ? rest.find(',') : std::string_view::npos;
             more = comma != std::string_view::npos;
-            const auto network = parse_cidr(rest.substr(0, comma));
-            if (!network) {
-                return wrong("--dst " + network.error().message);
+            if (std::optional<Error> error = take(rest.substr(0, comma))) {
+                return error;
             }
-            if (networks.size() == Options::max_dst) {
-                return wrong(fmt::format("--dst was given more than {} networks: give larger ones", Options::max_dst));
-            }
-            networks.push_back(*network);
             rest.remove_prefix(more ? comma + 1 : rest.size());
         }
     }
-    return networks;
+    return std::nullopt;
+}
+
+std::optional<Error> parse_networks(const Spec& spec, const std::vector<std::string>& values,
+                                    std::vector<Cidr>& networks) {
+    return each_item(spec, values, [&](std::string_view item) -> std::optional<Error> {
+        const auto network = parse_cidr(item);
+        if (!network) {
+            return wrong(fmt::format("--{} {}", spec.name, network.error().message));
+        }
+        if (networks.size() == Options::max_networks) {
+            return wrong(fmt::format("--{} was given more than {} networks: give larger ones", spec.name,
+                                     Options::max_networks));
+        }
+        networks.push_back(*network);
+        return std::nullopt;
+    });
+}
+
+// A list of what `parse` (text -> optional) makes of each item; what comes twice is taken once.
+template <typename T, typename Parse>
+std::optional<Error> parse_list(const Spec& spec, const std::vector<std::string>& values, std::size_t most,
+                                std::vector<T>& list, Parse parse) {
+    return each_item(spec, values, [&](std::string_view item) -> std::optional<Error> {
+        const std::optional<T> parsed = parse(item);
+        if (!parsed) {
+            return bad_value(spec, item);
+        }
+        if (std::find(list.begin(), list.end(), *parsed) != list.end()) {
+            return std::nullopt;
+        }
+        if (list.size() == most) {
+            return wrong(fmt::format("--{} was given more than {} values: give fewer", spec.name, most));
+        }
+        list.push_back(*parsed);
+        return std::nullopt;
+    });
+}
+
+// Names as packets are shown with them, and numbers.
+std::optional<std::uint8_t> parse_proto(std::string_view text) {
+    if (const auto number = parse_number<std::uint8_t>(text)) {
+        return number;
+    }
+    for (unsigned proto = 0; proto < 256; ++proto) {
+        if (text == proto_name(static_cast<std::uint8_t>(proto))) {
+            return static_cast<std::uint8_t>(proto);
+        }
+    }
+    return std::nullopt;
+}
+
+// What the kernel takes for the name of a device (dev_valid_name); a comma is part of it.
+std::optional<std::string> parse_device(std::string_view text) {
+    constexpr std::size_t longest = 15;
+    if (text.empty() || text.size() > longest || text == "." || text == ".." ||
+        text.find_first_of("/: \t\n\v\f\r") != std::string_view::npos) {
+        return std::nullopt;
+    }
+    return std::string(text);
+}
+
+std::optional<std::string> parse_reason(std::string_view text) {
+    constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
+    return text.empty() || text.find_first_not_of(letters) != std::string_view::npos ? std::nullopt
+                                                                                     : std::optional(std::string(text));
+}
+
+std::optional<std::string> not_empty(std::string_view text) {
+    return text.empty() ? std::nullopt : std::optional(std::string(text));
+}
+
+std::optional<Error> read_filter(const Values& values, Options& options) {
+    std::optional<Error> error; // the first one
+    const auto read = [&](std::string_view name, std::size_t most, auto& target, auto parse) {
+        if (const auto given = values.find(name); !error && given != values.end()) {
+            error = parse_list(spec_of(name), given->second, most, target, parse);
+        }
+    };
+    for (const auto& [name, networks] : {std::pair{"dst", &options.dst}, std::pair{"src", &options.src}}) {
+        if (const auto given = values.find(name); !error && given != values.end()) {
+            error = parse_networks(spec_of(name), given->second, *networks);
+        }
+    }
+    read("port", Options::max_ports, options.ports, parse_number<std::uint16_t>);
+    read("proto", 256, options.protos, parse_proto);
+    read("iface", Options::max_devices, options.devices, parse_device);
+    read("netns", Options::max_netns, options.netns, not_empty);
+    read("reason", Options::max_reasons, options.reasons, parse_reason);
+    return error;
 }
 
 // The options and their values as typed, or what is wrong with their form.
@@ -354,6 +443,13 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
             return wrong(fmt::format("--{} does not go with --{}: {}", exclusion.one, exclusion.other, exclusion.hint));
         }
     }
+    for (const std::string_view filter : filters) {
+        if (reader.given("replay") && reader.given(filter)) {
+            return wrong(fmt::format("--{0} does not go with --replay: a replay shows what was recorded, with the "
+                                     "filter of that time: leave --{0} out",
+                                     filter));
+        }
+    }
 
     Options options;
     enum class Color { automatic, always, never } color = Color::automatic;
@@ -364,6 +460,7 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     };
 
     options.all = reader.given("all");
+    options.rules_only = reader.given("rules-only");
     options.json = reader.given("json");
     options.quiet = reader.given("quiet");
     options.verbose = reader.given("verbose");
@@ -382,13 +479,10 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
         return *error;
     }
 
-    if (reader.given("dst")) {
-        auto dst = parse_dst(values->at("dst"));
-        if (!dst) {
-            return dst.error();
-        }
-        options.dst = std::move(*dst);
-    } else if (!options.all && !options.replay) {
+    if (const auto error = read_filter(*values, options)) {
+        return *error;
+    }
+    if (!reader.given("dst") && !options.all && !options.replay) {
         return wrong("no --dst: say what to trace, as in tsdroptrace --dst 100.100.0.0/16 (or --all for everything)");
     }
 
@@ -397,28 +491,57 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     return std::variant<Options, PrintAndExit>(std::move(options));
 }
 
+namespace {
+
+// "a, b, c, d and 2 more": the filter is one line of the output.
+template <typename T, typename Show>
+std::string few(const std::vector<T>& all, Show show) {
+    constexpr std::size_t shown = 4;
+    std::string text;
+    for (std::size_t i = 0; i < std::min(shown, all.size()); ++i) {
+        text += (i ? ", " : "") + show(all[i]);
+    }
+    if (all.size() > shown) {
+        text += fmt::format(" and {} more", all.size() - shown);
+    }
+    return text;
+}
+
+} // namespace
+
 std::string filter_text(const Options& options) {
     if (options.replay) {
         return "";
     }
-    if (options.all) {
-        return "everything";
+    const auto network = [](const Cidr& cidr) { return cidr.text(); };
+    const auto as_is = [](const std::string& name) { return name; };
+    std::string text = options.all ? "everything" : few(options.dst, network);
+    if (!options.all) {
+        switch (options.direction) {
+        case DirectionFilter::both:
+            text += ", both ways";
+            break;
+        case DirectionFilter::to:
+            text += ", only packets to it";
+            break;
+        case DirectionFilter::from:
+            text += ", only packets from it";
+            break;
+        }
     }
-    constexpr std::size_t shown = 4; // it is one line of the output; the rest is counted
-    std::string text;
-    for (std::size_t i = 0; i < std::min(shown, options.dst.size()); ++i) {
-        text += (i ? ", " : "") + options.dst[i].text();
-    }
-    if (options.dst.size() > shown) {
-        text += fmt::format(" and {} more", options.dst.size() - shown);
-    }
-    switch (options.direction) {
-    case DirectionFilter::both:
-        return text + ", both ways";
-    case DirectionFilter::to:
-        return text + ", only packets to it";
-    case DirectionFilter::from:
-        return text + ", only packets from it";
+    const auto add = [&](std::string_view what, const auto& list, auto show) {
+        if (!list.empty()) {
+            text += fmt::format("; {} {}", what, few(list, show));
+        }
+    };
+    add("local side", options.src, network);
+    add("port", options.ports, [](std::uint16_t port) { return std::to_string(port); });
+    add("proto", options.protos, proto_name);
+    add("device", options.devices, as_is);
+    add("netns", options.netns, as_is);
+    add("reason", options.reasons, as_is);
+    if (options.rules_only) {
+        text += "; only rules and policies";
     }
     return text;
 }

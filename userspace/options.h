@@ -33,11 +33,21 @@ Result<Cidr> parse_cidr(std::string_view text);
 enum class DirectionFilter { both, to, from };
 
 struct Options {
-    static constexpr std::size_t max_dst = 1024; // entries of the kernel's filter map
+    // Entries of the kernel's maps.
+    static constexpr std::size_t max_networks = 1024, max_ports = 1024, max_reasons = 256, max_devices = 64,
+                                 max_netns = 64;
 
-    std::vector<Cidr> dst; // empty with `all` and with `replay` only
+    std::vector<Cidr> dst; // the remote side; empty with `all` and with `replay` only
     bool all = false;
     DirectionFilter direction = DirectionFilter::both;
+    // Each of these narrows it; empty: does not.
+    std::vector<Cidr> src;            // the local side
+    std::vector<std::uint16_t> ports; // host order; either port of a packet
+    std::vector<std::uint8_t> protos; // IPPROTO_*
+    std::vector<std::string> devices; // possible names of devices: in or out
+    std::vector<std::string> netns;   // paths, names or inodes, not resolved yet
+    std::vector<std::string> reasons; // as typed: the running kernel knows which there are
+    bool rules_only = false;
 
     bool json = false;
     std::optional<std::string> json_file;
@@ -66,7 +76,7 @@ struct Environment {
 // argv[0] is skipped. An error is always ErrorKind::command_line with one line for the user.
 Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* argv, const Environment& environment);
 
-// The filter as a person would write it: "100.100.0.0/16, both ways"; "everything" for --all. A replay has the
+// The filter as a person would write it: "100.100.0.0/16, both ways, port 53"; "everything" for --all. A replay has the
 // filter of its recording, which this does not know: empty.
 std::string filter_text(const Options& options);
 

@@ -44,7 +44,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
-enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
+enum { ETH_P_IP = 0x0800, ETH_P_8021Q = 0x8100, ETH_P_IPV6 = 0x86dd, ETH_P_8021AD = 0x88a8 };
 enum {
 	IPPROTO_ICMP = 1,
 	IPPROTO_TCP = 6,
@@ -116,6 +116,7 @@ struct sk_buff {
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
+	__u16 mac_header;
 	unsigned int tail;
 	unsigned char *head;
 };

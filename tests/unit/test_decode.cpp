@@ -75,6 +75,65 @@ std::span<const std::byte> bytes(const Record& record) {
 
 } // namespace
 
+TEST_CASE("decode: an ICMP error carries the packet that it is about") {
+    auto record = dns_answer();
+    record.proto = 1;
+    record.has_ports = 0;
+    record.icmp_type = 3;
+    record.quoted.family = 4;
+    record.quoted.proto = 17;
+    inet_pton(AF_INET, "172.16.0.5", record.quoted.saddr);
+    inet_pton(AF_INET, "100.100.2.136", record.quoted.daddr);
+    record.quoted.sport = htons(40123);
+    record.quoted.dport = htons(53);
+    record.quoted.has_ports = 1;
+    const auto packet = decoded(record).packet;
+    REQUIRE(packet.quoted);
+    CHECK(packet.quoted->proto == 17);
+    CHECK(packet.quoted->src.text() == "172.16.0.5");
+    CHECK(packet.quoted->dst.text() == "100.100.2.136");
+    CHECK(packet.quoted->sport == 40123);
+    CHECK(packet.quoted->dport == 53);
+    CHECK_FALSE(packet.sport);
+
+    record.quoted.has_ports = 0; // a later fragment is quoted: 0 is no port
+    CHECK_FALSE(decoded(record).packet.quoted->sport);
+    CHECK_FALSE(decoded(dns_answer()).packet.quoted);
+}
+
+TEST_CASE("decode: why a packet has no ports") {
+    auto record = dns_answer();
+    CHECK(decoded(record).packet.no_ports == NoPorts::none);
+    record.has_ports = 0;
+    record.no_ports = TSDT_NO_PORTS_FRAGMENT;
+    CHECK(decoded(record).packet.no_ports == NoPorts::fragment);
+    record.no_ports = TSDT_NO_PORTS_UNREAD;
+    CHECK(decoded(record).packet.no_ports == NoPorts::unread);
+    CHECK_FALSE(decoded(record).packet.sport);
+}
+
+TEST_CASE("decode: reasons by name, as people type them") {
+    const KernelNames names = {{{3, "NO_SOCKET"}, {8, "NETFILTER_DROP"}, {9, "SOCKET_FILTER"}, {0x20001, "NO_SOCKET"}}};
+    CHECK(*reason_codes({"NETFILTER_DROP", "SKB_DROP_REASON_SOCKET_FILTER"}, names) ==
+          std::vector<std::uint32_t>{8, 9});
+    CHECK(*reason_codes({"no_socket"}, names) == std::vector<std::uint32_t>{3, 0x20001}); // a module's as well
+    CHECK(reason_codes({}, names)->empty());
+    CHECK(reason_codes({}, {})->empty());
+
+    const auto refused = [&](const std::string& name) {
+        const auto codes = reason_codes({"NO_SOCKET", name}, names);
+        REQUIRE_FALSE(codes);
+        CHECK(codes.error().kind == ErrorKind::command_line);
+        return codes.error().message;
+    };
+    CHECK(refused("NETFILTER_DORP") ==
+          "--reason NETFILTER_DORP: this kernel has no such drop reason: did you mean NETFILTER_DROP?");
+    CHECK(refused("socket").find("did you mean NO_SOCKET, NO_SOCKET or SOCKET_FILTER?") == std::string::npos);
+    CHECK(refused("socket").find("did you mean NO_SOCKET or SOCKET_FILTER?") != std::string::npos);
+    CHECK(refused("SOMETHING_ELSE_ALTOGETHER").find("expected one such as NETFILTER_DROP") != std::string::npos);
+    CHECK(reason_codes({"NO_SOCKET"}, {}).error().kind == ErrorKind::unsupported);
+}
+
 TEST_CASE("decode: the answer of a name server that a legacy rule drops") {
     const auto record = read_drop(bytes(dns_answer()));
     REQUIRE(record);
@@ -119,7 +178,7 @@ TEST_CASE("decode: records of another size are errors") {
     }
     CHECK_FALSE(read_cause(std::span(large).first(sizeof(tsdt_cause) - 1)));
     CHECK_FALSE(read_cause(large));
-    CHECK(read_drop({}).error().message == "a record of a dropped packet has 0 bytes: expected 208");
+    CHECK(read_drop({}).error().message == "a record of a dropped packet has 0 bytes: expected 248");
 }
 
 TEST_CASE("decode: records that contradict themselves are errors") {
@@ -134,6 +193,10 @@ TEST_CASE("decode: records that contradict themselves are errors") {
     CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_NO_BASELINE + 1; }));
     CHECK_FALSE(spoiled([](auto& r) { r.has_ports = 2; }));
     CHECK_FALSE(spoiled([](auto& r) { r.to_range = 0xff; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.no_ports = 3; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.quoted.family = 5; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.quoted.has_ports = 2; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.quoted.no_ports = 3; }));
 
     tsdt_cause cause = cause_of(dns_answer());
     CHECK(read_cause(bytes(cause)));

@@ -110,6 +110,66 @@ TEST_CASE("options: at most 1024 networks") {
     CHECK(refused({"--dst", list.c_str(), "--dst", "10.1.0.0"}).find("more than 1024") != std::string::npos);
 }
 
+TEST_CASE("options: --src is a list of networks, as --dst is") {
+    const auto options = accepted({"--dst", "::/0", "--src", "10.0.0.0/8,fd00::1", "--src", "192.0.2.1"});
+    REQUIRE(options.src.size() == 3);
+    CHECK(options.src[0] == Cidr{IpFamily::ipv4, {10}, 8});
+    CHECK(options.src[1].prefix == 128);
+    CHECK(options.src[2].text() == "192.0.2.1");
+    CHECK(accepted({"--all", "--src", "10.0.0.2"}).src.size() == 1);
+    CHECK(refused({"--src", "10.0.0.2"}).starts_with("no --dst"));
+    CHECK(refused({"--all", "--src", "10.0.0.1/8"}).starts_with("--src 10.0.0.1/8 has host bits set"));
+    CHECK(refused({"--all", "--src", "eth0"}).starts_with("--src eth0 is not an address"));
+}
+
+TEST_CASE("options: --port is a list of ports") {
+    CHECK(accepted({"--all", "--port", "53,0", "--port", "65535", "--port=53"}).ports ==
+          std::vector<std::uint16_t>{53, 0, 65535});
+    for (const char* text : {"65536", "-1", "dns", "53-60", "0x35", " 53", "53 "}) {
+        CHECK(refused({"--all", "--port", text}) ==
+              std::string("--port ") + text + ": expected a port from 0 to 65535, such as 53");
+    }
+    CHECK(refused({"--all", "--port", "53,,54"}).starts_with("--port \"\": expected"));
+    CHECK(refused({"--all", "--port"}).starts_with("--port has no value"));
+    std::string list = "1";
+    for (int port = 2; port <= 1024; ++port) {
+        list += "," + std::to_string(port);
+    }
+    CHECK(accepted({"--all", "--port", list.c_str()}).ports.size() == 1024);
+    CHECK(refused({"--all", "--port", list.c_str(), "--port", "1025"}).find("more than 1024") != std::string::npos);
+}
+
+TEST_CASE("options: --proto takes the names that packets are shown with, and numbers") {
+    CHECK(accepted({"--all", "--proto", "tcp,udp,icmp,icmpv6", "--proto", "sctp,47,0,255"}).protos ==
+          std::vector<std::uint8_t>{6, 17, 1, 58, 132, 47, 0, 255});
+    CHECK(accepted({"--all", "--proto", "gre"}).protos == std::vector<std::uint8_t>{47});
+    for (const char* text : {"TCP", "upd", "256", "-1", ""}) {
+        CHECK(refused({"--all", "--proto", text})
+                  .find("expected tcp, udp, icmp, icmpv6, sctp or a number from 0 to 255") != std::string::npos);
+    }
+}
+
+TEST_CASE("options: --iface takes what the kernel takes for a device's name") {
+    CHECK(accepted({"--all", "--iface", "eth0", "--iface", "a,b", "--iface", "fifteen-letters"}).devices ==
+          std::vector<std::string>{"eth0", "a,b", "fifteen-letters"});
+    for (const char* text : {"", "sixteen-letters-", "a/b", "a b", "eth0:1", ".", ".."}) {
+        CHECK(refused({"--all", "--iface", text}).find("expected the name of a device") != std::string::npos);
+    }
+}
+
+TEST_CASE("options: --netns, --reason and --rules-only") {
+    const auto options = accepted({"--all", "--netns", "/run/netns/a,b", "--netns", "4026531840", "--reason",
+                                   "NO_SOCKET,SKB_DROP_REASON_NETFILTER_DROP", "--rules-only"});
+    CHECK(options.netns == std::vector<std::string>{"/run/netns/a,b", "4026531840"});
+    CHECK(options.reasons == std::vector<std::string>{"NO_SOCKET", "SKB_DROP_REASON_NETFILTER_DROP"});
+    CHECK(options.rules_only);
+    CHECK_FALSE(accepted({"--all"}).rules_only);
+    CHECK(refused({"--all", "--netns", ""}).find("expected a network namespace") != std::string::npos);
+    CHECK(refused({"--all", "--reason", "no socket"}).find("expected names of this kernel's") != std::string::npos);
+    CHECK(refused({"--all", "--reason", "A,"}).starts_with("--reason \"\""));
+    CHECK(refused({"--all", "--rules-only=1"}) == "--rules-only takes no value: type --rules-only alone");
+}
+
 TEST_CASE("options: times have units") {
     const auto duration = [](const char* text) { return *accepted({"--all", "--duration", text}).duration; };
     CHECK(duration("10") == 10s);
@@ -168,6 +228,13 @@ TEST_CASE("options: what does not go together is refused") {
         {{"--replay", "a", "--record", "b"}, "--record does not go with --replay"},
         {{"--replay", "a", "--dst", "::/0"}, "--dst does not go with --replay"},
         {{"--replay", "a", "--duration", "1"}, "--duration does not go with --replay"},
+        {{"--replay", "a", "--src", "::/0"}, "--src does not go with --replay"},
+        {{"--replay", "a", "--port", "53"}, "--port does not go with --replay"},
+        {{"--replay", "a", "--proto", "udp"}, "--proto does not go with --replay"},
+        {{"--replay", "a", "--iface", "eth0"}, "--iface does not go with --replay"},
+        {{"--replay", "a", "--netns", "x"}, "--netns does not go with --replay"},
+        {{"--replay", "a", "--reason", "X"}, "--reason does not go with --replay"},
+        {{"--replay", "a", "--rules-only"}, "--rules-only does not go with --replay"},
     };
     for (const auto& [arguments, expected] : cases) {
         CHECK(refused(arguments).starts_with(expected));
@@ -202,9 +269,10 @@ TEST_CASE("options: --help fits a terminal and shows exactly this version's opti
         }
     }
     std::sort(names.begin(), names.end());
-    CHECK(names == std::vector<std::string>{"all", "color", "count", "direction", "dst", "duration", "help", "json",
-                                            "json-file", "print-schema", "quiet", "record", "replay", "summary-every",
-                                            "verbose", "version"});
+    CHECK(names == std::vector<std::string>{"all",          "color", "count",         "direction", "dst",    "duration",
+                                            "help",         "iface", "json",          "json-file", "netns",  "port",
+                                            "print-schema", "proto", "quiet",         "reason",    "record", "replay",
+                                            "rules-only",   "src",   "summary-every", "verbose",   "version"});
     CHECK(help.text.find("Exit codes:") != std::string::npos);
     CHECK(printed({"--help", "--nonsense"}).what == PrintAndExit::What::help);
     CHECK(printed({"--version"}).text == "tsdroptrace " TSDROPTRACE_VERSION "\n");
@@ -220,4 +288,11 @@ TEST_CASE("options: filter_text reads like a sentence") {
     CHECK(filter_text(accepted({"--dst", "1.1.1.1,2.2.2.2,3.3.3.3,4.4.4.4,5.5.5.5,6.6.6.6"})) ==
           "1.1.1.1, 2.2.2.2, 3.3.3.3, 4.4.4.4 and 2 more, both ways");
     CHECK(filter_text(accepted({"--all"})) == "everything");
+    CHECK(filter_text(accepted({"--all", "--rules-only"})) == "everything; only rules and policies");
+    CHECK(filter_text(
+              accepted({"--dst", "10.8.0.0/16", "--src", "10.0.0.2,fd00::2", "--port", "53,443", "--proto", "17,tcp,47",
+                        "--iface", "eth0", "--iface", "wg0", "--netns", "blue", "--reason", "NO_SOCKET"})) ==
+          "10.8.0.0/16, both ways; local side 10.0.0.2, fd00::2; port 53, 443; proto udp, tcp, gre; device eth0, wg0; "
+          "netns blue; reason NO_SOCKET");
+    CHECK(filter_text(accepted({"--all", "--port", "1,2,3,4,5,6,7"})) == "everything; port 1, 2, 3, 4 and 3 more");
 }

@@ -167,6 +167,19 @@ Drop policy() {
     return drop;
 }
 
+// A router's word on a query of this host's.
+Drop icmp_error() {
+    Drop drop = incident();
+    drop.packet.proto = 1;
+    drop.packet.src = address("192.0.2.1");
+    drop.packet.sport.reset();
+    drop.packet.dport.reset();
+    drop.packet.icmp_type = 3;
+    drop.packet.icmp_code = 1;
+    drop.packet.quoted = Quoted{17, address("10.0.0.2"), address("100.100.2.136"), 41873, 53};
+    return drop;
+}
+
 Drop ping_noise() {
     Drop drop = no_socket();
     drop.cause_id = 6;
@@ -548,6 +561,33 @@ TEST_CASE("quiet is the final summary alone, verbose shows noise", "[output]") {
     CHECK(noise.find("icmp 100.100.2.136 > 10.0.0.2, echo reply") != std::string::npos);
 }
 
+TEST_CASE("a packet without ports of its own says why, and what it is about", "[output]") {
+    Drop error = icmp_error(), fragment = incident();
+    fragment.packet.sport.reset();
+    fragment.packet.dport.reset();
+    fragment.packet.no_ports = NoPorts::fragment;
+    const auto on_terminal = [](const Drop& drop) {
+        std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+        text = text.substr(0, text.find("  where"));
+        text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a <= ' ' && b <= ' '; }),
+                   text.end());
+        std::ranges::replace(text, '\n', ' ');
+        return text;
+    };
+    CHECK(on_terminal(error).find("icmp 192.0.2.1 > 10.0.0.2, unreachable about udp 10.0.0.2:41873 > "
+                                  "100.100.2.136:53, ") != std::string::npos);
+    CHECK(on_terminal(fragment).find(
+              "udp 100.100.2.136 > 10.0.0.2, a later fragment (the ports are in the first one)") != std::string::npos);
+    const json line = json::parse(json_line(error, "h"));
+    CHECK(line["packet"]["quoted"] ==
+          json{{"proto", "udp"}, {"src", "10.0.0.2"}, {"sport", 41873}, {"dst", "100.100.2.136"}, {"dport", 53}});
+    CHECK(line["packet"]["no_ports"] == nullptr);
+    CHECK(json::parse(json_line(fragment, "h"))["packet"]["no_ports"] == "fragment");
+    fragment.packet.no_ports = NoPorts::unread;
+    CHECK(json::parse(json_line(fragment, "h"))["packet"]["no_ports"] == "unread");
+    CHECK(on_terminal(fragment).find("ports not readable") != std::string::npos);
+}
+
 TEST_CASE("on a terminal one line of counts is kept up to date", "[output]") {
     const std::string erase = "\r\x1b[K";
     const std::string counts = "12 dropped: 10 by ts-input rule 3, 2 NO_SOCKET";
@@ -614,7 +654,9 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                                  {"direction", "from"},
                                  {"in_dev", "eth0"},
                                  {"out_dev", nullptr},
-                                 {"ct_state", "established-reply"}});
+                                 {"ct_state", "established-reply"},
+                                 {"no_ports", nullptr},
+                                 {"quoted", nullptr}});
     CHECK(line["drop"] == json{{"kind", "rule"},
                                {"reason", "NETFILTER_DROP"},
                                {"reason_code", 8},

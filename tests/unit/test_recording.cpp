@@ -290,9 +290,11 @@ TEST_CASE("recording: other files are refused with one sentence") {
     CHECK(error_of("{\"type\": \"start\"}").find("is not a tsdroptrace recording") != std::string::npos);
 
     Header header;
-    header.version = 2;
+    header.version = 3;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 2, this one reads 1): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 3, this one reads 2): replay it with that one");
+    header.version = 1;
+    CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};
     header.byte_order = 0x04030201;
     CHECK(error_of(raw(header)).find("the other byte order") != std::string::npos);

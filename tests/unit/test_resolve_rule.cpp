@@ -1075,6 +1075,25 @@ TEST_CASE("resolve_rule: our own network namespace", "[resolve_rule]") {
     CHECK_FALSE(run_in_netns(1, [] {}));
 }
 
+TEST_CASE("resolve_rule: a network namespace as people name it", "[resolve_rule]") {
+    CHECK(*resolve_netns("/proc/self/ns/net") == current_netns());
+    CHECK(*resolve_netns("4026531840") == 4026531840u); // an inode; who has it is not asked
+    const auto refused = [](const std::string& text) {
+        const auto inode = resolve_netns(text);
+        REQUIRE_FALSE(inode);
+        CHECK(inode.error().kind == ErrorKind::command_line);
+        return inode.error().message;
+    };
+    CHECK(
+        refused("no such name").starts_with("no such name is no network namespace (no name in /run/netns): expected"));
+    CHECK(refused("/no/such/path").starts_with("/no/such/path is no network namespace (No such file or directory)"));
+    CHECK(refused("/proc/self/ns/pid").find("something else") != std::string::npos);
+    CHECK(refused("/proc/self/status").find("something else") != std::string::npos);
+    for (const char* text : {"", ".", "..", "0", "4294967296", "-1", "12x"})
+        CHECK(refused(text).find("is no network namespace") != std::string::npos);
+    CHECK(refused("\x1b[31m").find('\x1b') == std::string::npos);
+}
+
 // ---- with a real kernel: sudo unit_tests "[.live]" ----
 
 TEST_CASE("resolve_rule: rulesets of another network namespace, live", "[.live][resolve_rule]") {

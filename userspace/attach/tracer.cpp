@@ -231,6 +231,7 @@ struct Tracer::State {
     using Object = std::unique_ptr<tsdroptrace_bpf, ObjectDeleter>;
 
     Filter filter;
+    std::vector<std::uint32_t> reasons; // of the filter
     int cpus = 1;
     KernelVersion kernel;
 
@@ -260,7 +261,7 @@ struct Tracer::State {
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
     int share_maps(tsdroptrace_bpf& object) const;
-    int fill_ranges(const tsdroptrace_bpf& object) const;
+    int fill_filter(const tsdroptrace_bpf& object) const;
 };
 
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
@@ -295,8 +296,8 @@ int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
     return 0;
 }
 
-int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
-    for (const Cidr& range : filter.ranges) {
+int fill_ranges(const std::vector<Cidr>& ranges, const bpf_map* map4, const bpf_map* map6) {
+    for (const Cidr& range : ranges) {
         struct {
             std::uint32_t prefix;
             std::uint8_t address[16];
@@ -305,10 +306,45 @@ int Tracer::State::fill_ranges(const tsdroptrace_bpf& object) const {
         const std::uint8_t present = 1;
         key.prefix = range.prefix;
         std::memcpy(key.address, range.network.data(), v4 ? 4 : 16);
-        const bpf_map* map = v4 ? object.maps.ranges4 : object.maps.ranges6;
+        if (const int error = bpf_map_update_elem(bpf_map__fd(v4 ? map4 : map6), &key, &present, BPF_ANY))
+            return error;
+    }
+    return 0;
+}
+
+template <typename T>
+int fill_choices(const bpf_map* map, tsdt_choice what, const std::vector<T>& values) {
+    for (const T value : values) {
+        const tsdt_choice_key key{what, value};
+        const std::uint8_t present = 1;
         if (const int error = bpf_map_update_elem(bpf_map__fd(map), &key, &present, BPF_ANY))
             return error;
     }
+    return 0;
+}
+
+int fill_devices(const bpf_map* map, const std::vector<std::string>& devices) {
+    for (const std::string& device : devices) {
+        char name[TSDT_IFNAME_LEN] = "";
+        const std::uint8_t present = 1;
+        device.copy(name, sizeof(name) - 1);
+        if (const int error = bpf_map_update_elem(bpf_map__fd(map), name, &present, BPF_ANY))
+            return error;
+    }
+    return 0;
+}
+
+int Tracer::State::fill_filter(const tsdroptrace_bpf& object) const {
+    const auto& maps = object.maps;
+    for (const int error :
+         {fill_ranges(filter.ranges, maps.ranges4, maps.ranges6),
+          fill_ranges(filter.locals, maps.locals4, maps.locals6),
+          fill_choices(maps.choices, TSDT_CHOICE_PROTO, filter.protos),
+          fill_choices(maps.choices, TSDT_CHOICE_PORT, filter.ports),
+          fill_choices(maps.choices, TSDT_CHOICE_REASON, reasons),
+          fill_choices(maps.choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(maps.devices, filter.devices)})
+        if (error)
+            return error;
     return 0;
 }
 
@@ -349,6 +385,13 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->match_all = filter.all;
     object->rodata->match_to = filter.to;
     object->rodata->match_from = filter.from;
+    object->rodata->by_local = !filter.locals.empty();
+    object->rodata->by_proto = !filter.protos.empty();
+    object->rodata->by_port = !filter.ports.empty();
+    object->rodata->by_reason = !filter.reasons.empty();
+    object->rodata->by_netns = !filter.netns.empty();
+    object->rodata->by_device = !filter.devices.empty();
+    object->rodata->rules_only = filter.rules_only;
     object->rodata->percpu_counters = cpus > 1;
     object->rodata->cpus = static_cast<std::uint32_t>(cpus);
     object->rodata->pool_chunks = pool_chunks(cpus);
@@ -375,7 +418,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (const int error = tsdroptrace_bpf::load(object.get()))
         return error;
     if (objects.empty())
-        if (const int error = fill_ranges(*object))
+        if (const int error = fill_filter(*object))
             return error;
 
     std::vector<Attachment> attachments;
@@ -440,6 +483,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     else
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     state->names = state->types->names();
+    auto reasons = decode::reason_codes(filter.reasons, state->names);
+    if (!reasons)
+        return reasons.error();
+    state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
     if (const int error = state->add(state->problem.empty(), true)) {

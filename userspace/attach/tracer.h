@@ -24,10 +24,18 @@ namespace tsdroptrace::attach {
 
 enum class RulesetKind { nf_tables = TSDT_GENERATION_NF_TABLES, x_tables = TSDT_GENERATION_X_TABLES };
 
+// What is counted and handed on; decided in the kernel. Lists that are empty do not narrow it.
 struct Filter {
-    bool all = false; // every packet; the rest is then ignored
+    bool all = false; // every remote side; `ranges` is then ignored
     bool to = true, from = true;
-    std::vector<Cidr> ranges;
+    std::vector<Cidr> ranges;         // the remote side
+    std::vector<Cidr> locals;         // the other one
+    std::vector<std::uint16_t> ports; // host order
+    std::vector<std::uint8_t> protos; // IPPROTO_*
+    std::vector<std::string> devices; // names
+    std::vector<std::uint32_t> netns; // inodes
+    std::vector<std::string> reasons; // names, with SKB_DROP_REASON_ or without, in whatever case
+    bool rules_only = false;
 };
 
 struct FlowCount {
@@ -39,7 +47,7 @@ class Tracer {
 public:
     // Attaches everything that this kernel allows. Needs BTF and bpf_loop (5.17); fentry and fexit (5.5, on
     // modules 5.11) decide which backends are exact. Fails with ErrorKind::unsupported and one line that says what is
-    // missing and how to get it.
+    // missing and how to get it, or with ErrorKind::command_line when this kernel does not know one of the reasons.
     static Result<std::unique_ptr<Tracer>> start(const Filter& filter);
     ~Tracer();
     Tracer(const Tracer&) = delete;

@@ -13,6 +13,8 @@
 
 #include <fmt/format.h>
 
+#include "util/text.h"
+
 namespace tsdroptrace::decode {
 namespace {
 
@@ -117,6 +119,21 @@ Direction direction(const tsdt_drop& record) {
     return record.received ? Direction::from : Direction::to;
 }
 
+std::optional<Quoted> quoted(const tsdt_headers& headers) {
+    if (headers.family == 0) {
+        return std::nullopt;
+    }
+    Quoted quoted;
+    quoted.src = address(headers.family, headers.saddr);
+    quoted.dst = address(headers.family, headers.daddr);
+    quoted.proto = headers.proto;
+    if (headers.has_ports) {
+        quoted.sport = ntohs(headers.sport);
+        quoted.dport = ntohs(headers.dport);
+    }
+    return quoted;
+}
+
 Packet packet(const tsdt_drop& record) {
     Packet packet;
     packet.src = address(record.family, record.saddr);
@@ -127,6 +144,8 @@ Packet packet(const tsdt_drop& record) {
         packet.sport = ntohs(record.sport);
         packet.dport = ntohs(record.dport);
     }
+    packet.no_ports = static_cast<NoPorts>(record.no_ports);
+    packet.quoted = quoted(record.quoted);
     packet.length = record.length;
     packet.ttl = record.ttl;
     if (record.has_l4 && record.proto == IPPROTO_TCP) {
@@ -153,6 +172,28 @@ std::string reason_name(std::uint32_t reason, const KernelNames& names) {
         return found->second;
     }
     return names.reasons.empty() && reason == 0 ? "NOT_SPECIFIED" : std::to_string(reason);
+}
+
+// ": did you mean NO_SOCKET or SOCKET_FILTER?" The names of a kernel are many: those with few other letters, and those
+// that `name` is part of.
+std::string near_reasons(const std::string& name, const KernelNames& names) {
+    constexpr std::size_t most = 5;
+    std::vector<std::pair<std::size_t, std::string_view>> near;
+    for (const auto& [code, reason] : names.reasons) {
+        const bool part = name.size() >= 3 && reason.find(name) != std::string::npos;
+        const std::size_t distance = part ? 0 : edit_distance(name, reason);
+        if (distance <= std::max<std::size_t>(2, reason.size() / 3)) {
+            near.emplace_back(distance, reason);
+        }
+    }
+    std::sort(near.begin(), near.end());
+    near.erase(std::unique(near.begin(), near.end()), near.end());
+    std::string text = near.empty() ? "; expected one such as NETFILTER_DROP (a module's are known once it is loaded)"
+                                    : ": did you mean ";
+    for (std::size_t i = 0; i < std::min(most, near.size()); ++i) {
+        text += fmt::format("{}{}", i == 0 ? "" : i + 1 == std::min(most, near.size()) ? " or " : ", ", near[i].second);
+    }
+    return text + (near.empty() ? "" : "?");
 }
 
 std::optional<Hook> hook(const tsdt_cause_key& key) {
@@ -202,6 +243,32 @@ Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machi
 
 } // namespace
 
+Result<std::vector<std::uint32_t>> reason_codes(const std::vector<std::string>& wanted, const KernelNames& names) {
+    constexpr std::string_view prefix = "SKB_DROP_REASON_";
+    std::vector<std::uint32_t> codes;
+    if (!wanted.empty() && names.reasons.empty())
+        return Error{ErrorKind::unsupported, "--reason: this kernel gives no reasons for drops (needs 5.17 and BTF)"};
+    for (const std::string& typed : wanted) {
+        std::string name = typed;
+        std::transform(name.begin(), name.end(), name.begin(),
+                       [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; });
+        if (name.starts_with(prefix)) {
+            name.erase(0, prefix.size());
+        }
+        const std::size_t before = codes.size();
+        for (const auto& [code, reason] : names.reasons) {
+            if (reason == name) {
+                codes.push_back(code); // a module may use a name again
+            }
+        }
+        if (codes.size() == before) {
+            return Error{ErrorKind::command_line, fmt::format("--reason {}: this kernel has no such drop reason{}",
+                                                              printable(typed), near_reasons(name, names))};
+        }
+    }
+    return codes;
+}
+
 std::string_view lost_place_name(std::size_t place) {
     constexpr std::string_view names[TSDT_LOST_MAX] = {"ring", "causes", "flows"};
     return place < TSDT_LOST_MAX ? names[place] : "elsewhere";
@@ -216,11 +283,18 @@ Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
     if (const auto error = check_key(record->key, name)) {
         return *error;
     }
-    if (record->family != 0 && record->family != 4 && record->family != 6) {
-        return inconsistent(name, "its address family", record->family);
+    for (const std::uint8_t family : {record->family, record->quoted.family}) {
+        if (family != 0 && family != 4 && family != 6) {
+            return inconsistent(name, "an address family", family);
+        }
     }
-    for (const std::uint8_t flag :
-         {record->has_ports, record->has_l4, record->to_range, record->from_range, record->received}) {
+    for (const std::uint8_t no_ports : {record->no_ports, record->quoted.no_ports}) {
+        if (no_ports > TSDT_NO_PORTS_UNREAD) {
+            return inconsistent(name, "the reason why it has no ports", no_ports);
+        }
+    }
+    for (const std::uint8_t flag : {record->has_ports, record->quoted.has_ports, record->has_l4, record->to_range,
+                                    record->from_range, record->received}) {
         if (flag > 1) {
             return inconsistent(name, "a yes-or-no field", flag);
         }

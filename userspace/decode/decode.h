@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "bpf/event.h"
 #include "model.h"
@@ -33,6 +34,11 @@ struct Machine {
     std::string host, kernel, version;                // `version` is tsdroptrace's
     std::optional<Backend> plain_iptables = {}; // what the bare command `iptables` edits there; nullopt: not known
 };
+
+// The numbers of the drop reasons with these names: with or without SKB_DROP_REASON_, in whatever case. Fails with one
+// line for the user: ErrorKind::command_line for a name that the kernel does not have, with those that are near it;
+// ErrorKind::unsupported on a kernel without reasons.
+Result<std::vector<std::uint32_t>> reason_codes(const std::vector<std::string>& wanted, const KernelNames& names);
 
 // Where details were lost, as the JSON lines call it; `place` is a tsdt_lost.
 std::string_view lost_place_name(std::size_t place);

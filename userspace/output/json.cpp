@@ -56,6 +56,16 @@ json to_json(const Netns& netns) {
     return {{"inode", netns.inode}, {"name", or_null(netns.name)}};
 }
 
+json to_json(const std::optional<Quoted>& quoted) {
+    if (!quoted)
+        return nullptr;
+    return {{"proto", proto_name(quoted->proto)},
+            {"src", quoted->src.text()},
+            {"sport", or_null(quoted->sport)},
+            {"dst", quoted->dst.text()},
+            {"dport", or_null(quoted->dport)}};
+}
+
 json to_json(const Packet& p) {
     return {{"family", to_string(p.family)},
             {"proto", proto_name(p.proto)},
@@ -72,7 +82,9 @@ json to_json(const Packet& p) {
             {"direction", to_string(p.direction)},
             {"in_dev", or_null(p.in_dev)},
             {"out_dev", or_null(p.out_dev)},
-            {"ct_state", ct_state(p.ctinfo)}};
+            {"ct_state", ct_state(p.ctinfo)},
+            {"no_ports", p.no_ports == NoPorts::none ? json(nullptr) : json(to_string(p.no_ports))},
+            {"quoted", to_json(p.quoted)}};
 }
 
 json to_json(const DropSite& site) {

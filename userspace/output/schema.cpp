@@ -59,6 +59,22 @@ std::string schema() {
         "name": { "$ref": "#/$defs/text_or_null" }
       }
     },
+    "quoted_or_null": {
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["proto", "src", "sport", "dst", "dport"],
+          "properties": {
+            "proto": { "description": "a name, or the protocol number as a string", "type": "string" },
+            "src": { "type": "string" },
+            "sport": { "$ref": "#/$defs/u16_or_null" },
+            "dst": { "type": "string" },
+            "dport": { "$ref": "#/$defs/u16_or_null" }
+          }
+        }
+      ]
+    },
     "packet": {
       "type": "object",
       "required": [
@@ -84,7 +100,12 @@ std::string schema() {
         "ct_state": {
           "description": "what conntrack says; null when it has not seen the packet",
           "enum": ["established", "related", "new", "established-reply", "related-reply", "untracked", null]
-        }
+        },
+        "no_ports": {
+          "description": "why there are none although its protocol may have some: a later fragment, or not readable",
+          "enum": ["fragment", "unread", null]
+        },
+        "quoted": { "description": "of an ICMP error: the packet that it is about", "$ref": "#/$defs/quoted_or_null" }
       }
     },
     "site": {

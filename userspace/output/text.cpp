@@ -81,6 +81,14 @@ std::string describe(const Packet& packet) {
             out += ", " + tcp_flags(*packet.tcp_flags);
         if (packet.icmp_type)
             out += ", " + icmp_name(packet);
+        if (packet.quoted)
+            out += fmt::format(" about {} {} > {}", proto_name(packet.quoted->proto),
+                               endpoint(packet.quoted->src, packet.quoted->sport),
+                               endpoint(packet.quoted->dst, packet.quoted->dport));
+        if (packet.no_ports == NoPorts::fragment)
+            out += ", a later fragment (the ports are in the first one)";
+        if (packet.no_ports == NoPorts::unread)
+            out += ", ports not readable";
     }
     if (packet.ctinfo == 3)
         out += ", an answer";

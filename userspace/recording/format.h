@@ -23,7 +23,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 1;
+constexpr std::uint32_t format_version = 2; // 2: tsdt_drop has grown
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <memory>
 #include <system_error>
@@ -12,8 +13,12 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <linux/nsfs.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
+
+#include "util/text.h"
 
 namespace tsdroptrace {
 namespace {
@@ -86,6 +91,38 @@ std::optional<std::string> netns_name(std::uint32_t inode) {
         if (Named found = find_in_directory(directory, inode); found.fd)
             return found.name;
     return std::nullopt;
+}
+
+Result<std::uint32_t> resolve_netns(const std::string& text) {
+    constexpr const char* expected =
+        "expected a path such as /proc/1/ns/net, a name as in `ip netns`, or the number of "
+        "an inode as in `lsns -t net`";
+    const std::string shown = text.empty() ? "\"\"" : printable(text);
+    const bool is_path = text.find('/') != std::string::npos;
+    std::string path = text;
+    if (!is_path) {
+        path = fmt::format("{}/{}", ip_netns_directories[0], text);
+        // A name may be a number; else it is an inode.
+        struct stat status;
+        std::uint32_t inode = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), inode);
+        if (stat(path.c_str(), &status) != 0 && error == std::errc{} && end == text.data() + text.size() && inode != 0)
+            return inode;
+        if (text.empty() || text == "." || text == "..")
+            return Error{ErrorKind::command_line, fmt::format("{} is no network namespace: {}", shown, expected)};
+    }
+    const Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    if (!fd && (errno == EACCES || errno == EPERM))
+        return Error{ErrorKind::unsupported, fmt::format("{}: {}: run it with sudo", shown, std::strerror(errno))};
+    if (!fd)
+        return Error{ErrorKind::command_line,
+                     fmt::format("{} is no network namespace ({}): {}", shown,
+                                 is_path ? std::strerror(errno) : "no name in /run/netns", expected)};
+    struct stat status;
+    if (ioctl(fd.get(), NS_GET_NSTYPE) != CLONE_NEWNET || fstat(fd.get(), &status) != 0)
+        return Error{ErrorKind::command_line,
+                     fmt::format("{} is no network namespace but something else: {}", shown, expected)};
+    return static_cast<std::uint32_t>(status.st_ino);
 }
 
 Result<Fd> open_netns(std::uint32_t inode) {

@@ -19,6 +19,11 @@ std::uint32_t current_netns();
 // none or is gone.
 std::optional<std::string> netns_name(std::uint32_t inode);
 
+// The inode of the namespace that the user means: a path (anything with a slash), a name of `ip netns`, or the number
+// of its inode, which is taken as it is. Fails with one sentence that quotes `text`: ErrorKind::command_line when it is
+// none of these, ErrorKind::unsupported when we may not look. The caller adds where `text` came from.
+Result<std::uint32_t> resolve_netns(const std::string& text);
+
 // An open handle on the namespace: by a name in /run/netns (ip netns) or /run/docker/netns, else through a
 // process that lives in it. Looks at no more than 65,536 processes. Fails when it is gone, or when nothing
 // but a socket or a foreign mount keeps it.

@@ -5,6 +5,7 @@
 #include <array>
 #include <ctime>
 #include <fmt/format.h>
+#include <numeric>
 
 namespace tsdroptrace {
 
@@ -147,6 +148,21 @@ std::vector<std::string> wrap(std::string_view text, std::size_t width) {
         used += columns(word);
     }
     return lines;
+}
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (std::size_t j = 0; j < b.size(); ++j) {
+            const std::size_t replaced = diagonal + (a[i] != b[j]);
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+        }
+    }
+    return row.back();
 }
 
 std::string shell_word(std::string_view text) {

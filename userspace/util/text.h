@@ -26,6 +26,9 @@ std::string cut(std::string_view text, std::size_t width);
 // counts as 1.
 std::vector<std::string> wrap(std::string_view text, std::size_t width);
 
+// Levenshtein distance: how many letters to type differently.
+std::size_t edit_distance(std::string_view a, std::string_view b);
+
 // One word for a POSIX shell: as it is when nothing in it means anything to a shell, else in single quotes.
 std::string shell_word(std::string_view text);
 

@@ -465,6 +465,116 @@ def options(group, guest, validator):
             group.fields(drop["rule"], expected_rule("legacy", rules, "ip6", "filter", [("INPUT", 1)]), run.name)
 
 
+# ---- filters ----
+
+# The packets of tests/vm/guest/frames by their TTL, those of the senders by their port. What is about the ranges: all but
+# an IPIP packet from elsewhere with one of ours within (16), an ICMP error about another destination (21), another
+# source (25).
+RANGE = {10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 22, 23, 24, 26, 30, 31, 32, 33, 34, 35, 36, 37, 40, 41, 50, 51, 52,
+         7801, 7802, 7804}
+# Their ports are not known: later fragments, an ICMP error that quotes one, too many extension headers.
+PORTLESS = {18, 22, 33, 37}
+PORT_53 = {10, 11, 14, 17, 20, 26, 30, 31, 32, 35, 40, 41, 50, 51, 52} | PORTLESS
+KERNEL = {40, 50, 51, 52}  # dropped by no rule
+FILTERS = {
+    "dst": RANGE,
+    "from": RANGE - {23, 7801, 7804},  # 23 is an error about an answer
+    "run": PORT_53,
+    "ports": {10, 11, 7801} | PORTLESS,
+    "udp": {10, 11, 17, 18, 20, 22, 26, 30, 31, 32, 33, 35, 37, 40, 41, 50, 51, 52, 7801, 7802, 7804},
+    "protos": {12, 14, 15, 23, 34, 37},  # what 37 is, is not known
+    "icmp": {13, 19, 20, 22, 23, 24, 35, 36, 37},
+    "src": RANGE - {26, 7804},
+    "src-to": {23, 7801},
+    "iface": {7804},
+    "netns-name": {7802},
+    "netns-path": {7802},
+    "netns-inode": RANGE - {7802},
+    "reason": RANGE - {50, 51, 52},
+    "reason-other": {50, 51, 52},
+    "rules": RANGE - KERNEL,
+    "all": {25} | PORTLESS,
+    "all-src": {10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 41, 7801, 7802},
+    "many": PORT_53 - {26},
+    "none": set(),
+    "every": {10, 11, 17, 18, 20, 22, 41, 7801},
+}
+
+
+def packet_id(drop):
+    packet = drop["packet"]
+    return packet["dport"] if packet["ttl"] > 60 else packet["ttl"]
+
+
+def filters(group, guest, validator):
+    for name, expected in FILTERS.items():
+        run = guest.run("filters", name)
+        check_lines(group, run, validator)
+        check_terminal(group, run)
+        group.equal(run.exit, 0, f"{name}: exit code")
+        seen = Counter(packet_id(drop) for drop in run.drops)
+        group.equal(sorted(set(seen) - expected, key=str), [], f"{name}: packets that do not match the filter")
+        group.equal(sorted(expected - set(seen)), [], f"{name}: packets that are missing")
+        group.equal([packet for packet, times in seen.items() if times != 1], [], f"{name}: packets shown again")
+        final = run.final
+        group.equal(sum(c["packets"] for c in final["causes"]), len(expected), f"{name}: packets in the summary")
+        group.equal(sum(c["bytes"] for c in final["causes"]), sum(d["packet"]["length"] for d in run.drops),
+                    f"{name}: bytes in the summary")
+        group.equal(sum(f["packets"] for c in final["causes"] for f in c["flows"]) +
+                    sum(c["flows_other"]["packets"] for c in final["causes"]), len(expected),
+                    f"{name}: packets of the flows in the summary")
+        group.equal((final["lost"], final["hidden"]), ({}, {}), f"{name}: what was lost and hidden")
+
+
+def filtered_packets(group, guest):
+    """Each kind of packet is what it was sent as."""
+    run = guest.run("filters", "dst")
+    provider = int(guest.text("filters/netns.provider"))
+    drops = {packet_id(drop): drop for drop in run.drops}
+    plain = {"no_ports": None, "quoted": None}
+    fragment = {"sport": None, "dport": None, "no_ports": "fragment"}
+    error = {"sport": None, "dport": None, "no_ports": None}
+    expected = {
+        10: {"proto": "udp", "src": DNS4, "sport": 53, "dst": VM4, "dport": 4000, **plain},
+        12: {"proto": "tcp", "sport": 443, "dport": 4002, "tcp_flags": 2, **plain},
+        13: {"proto": "icmp", "icmp_type": 8, "icmp_code": 0, "sport": None, **plain},
+        14: {"proto": "sctp", "sport": 53, "dport": 4003, **plain},
+        15: {"proto": "gre", "src": DNS4, "dst": VM4, "sport": None, "dport": None, **plain},
+        17: {"proto": "udp", "sport": 53, "dport": 4005, **plain},
+        18: {"proto": "udp", **fragment, "quoted": None},
+        19: {"proto": "icmp", "icmp_type": None, **plain},
+        20: {"proto": "icmp", "icmp_type": 3, "icmp_code": 1, "src": "192.0.2.1", "dst": VM4, "direction": "from", **error,
+             "quoted": {"proto": "udp", "src": VM4, "sport": 4006, "dst": DNS4, "dport": 53}},
+        22: {"icmp_type": 11, **error, "quoted": {"proto": "udp", "src": VM4, "sport": None, "dst": DNS4, "dport": None}},
+        23: {"direction": "to", "quoted": {"proto": "tcp", "src": DNS4, "sport": 443, "dst": VM4, "dport": 4007}},
+        24: {"direction": "from", "quoted": {"proto": "tcp", "dst": "198.51.100.7", "dport": 443}},
+        31: {"proto": "udp", "src": DNS6, "sport": 53, "dst": VM6, "dport": 4012, "length": 40 + 16 + 16, **plain},
+        32: {"proto": "udp", "sport": 53, "dport": 4013, **plain},
+        33: {"proto": "udp", **fragment, "quoted": None},
+        34: {"proto": "tcp", "sport": 443, "dport": 4014, "tcp_flags": 2, **plain},
+        35: {"proto": "icmpv6", "icmp_type": 1, "src": "2001:db8::1", "direction": "from", **error,
+             "quoted": {"proto": "udp", "src": VM6, "sport": 4015, "dst": DNS6, "dport": 53}},
+        36: {"proto": "icmpv6", "icmp_type": 128, **plain},
+        37: {"proto": "60", "sport": None, "dport": None, "no_ports": "unread", "quoted": None},
+        50: {"family": "ipv4", "proto": "udp", "src": DNS4, "sport": 53, "dst": VM4, "dport": 4018, "in_dev": "eth0"},
+        51: {"family": "ipv4", "proto": "udp", "src": DNS4, "sport": 53, "dst": VM4, "dport": 4019, "in_dev": "eth0"},
+        52: {"family": "ipv6", "proto": "udp", "src": DNS6, "sport": 53, "dst": VM6, "dport": 4020, "in_dev": "eth0"},
+        7804: {"in_dev": "eth1", "out_dev": "eth0", "direction": "to"},
+    }
+    for packet, fields in expected.items():
+        group.fields(drops.get(packet, {}).get("packet"), fields, f"packet {packet}")
+    for packet, (kind, reason) in {10: ("rule", "NETFILTER_DROP"), 40: ("kernel", "NO_SOCKET"),
+                                   41: ("policy", "NETFILTER_DROP"), 7804: ("rule", "NETFILTER_DROP"),
+                                   50: ("kernel", "OTHERHOST"),
+                                   51: ("kernel", "UNHANDLED_PROTO"), 7801: ("rule", "NETFILTER_DROP")}.items():
+        group.fields(drops.get(packet, {}).get("drop"), {"kind": kind, "reason": reason}, f"packet {packet}")
+    for packet, drop in drops.items():
+        group.equal(drop["netns"]["inode"], provider if packet == 7802 else guest.netns, f"packet {packet}: netns")
+    group.fields(guest.run("filters", "every").lines[0], {
+        "filter": f"100.100.0.0/16, fd7a:115c:a1e0::/48, both ways; local side {VM4}; port 53, 7801; proto udp; device "
+                  f"eth0; netns {guest.netns}; reason NETFILTER_DROP; only rules and policies"}, "the start line")
+
+
 def _json_of(guest, name):
     """--json writes to standard output and nothing else comes there; else there is a file."""
     path = guest.directory / f"options/{name}.json"
@@ -477,7 +587,11 @@ def bad_input(group, guest, validator):
     run = lambda name: guest.run("bad-input", name, "")  # noqa: E731
     refused = {"no-dst": "--dst", "bad-cidr": "300.1.2.3", "bad-prefix": "10.0.0.0/33", "host-bits": "10.0.0.0/8",
                "bad-duration": "--duration soon", "bad-count": "--count 0", "bad-direction": "--direction sideways",
-               "unknown-option": "--port", "no-value": "--dst", "extra": "100.100.2.136"}
+               "unknown-option": "--chain", "bad-port": "--port 70000", "bad-proto": "--proto upd",
+               "bad-src": "--src 10.0.0.1/8", "bad-iface": "--iface a-name-that-is-too-long",
+               "bad-netns": "--netns nosuchnamespace", "netns-path": "--netns /no/such/path",
+               "netns-other": "--netns /proc/self/ns/pid", "netns-file": "--netns /etc/protocols",
+               "bad-reason": "NETFILTER_DROP", "filter-of-replay": "--port", "no-value": "--dst", "extra": "100.100.2.136"}
     for name, says in refused.items():
         got = run(name)
         group.equal(got.exit, 2, f"{name}: exit code")
@@ -598,7 +712,7 @@ def preempted(group, guest, backend):
 
 def all_checks(report, guest, validator, program):
     kernel = guest.kernel
-    wanted = ["late-modules", "various", "options", "bad-input", "flood"]
+    wanted = ["late-modules", "various", "options", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += ["preempted-legacy", "preempted-nftables"]
 
@@ -622,6 +736,9 @@ def all_checks(report, guest, validator, program):
     run("drops without a rule", kernel_drops, guest, validator)
     run("rules that change", changes, guest)
     run("options", options, guest, validator)
+    run("filters", filters, guest, validator)
+    run("filtered packets", filtered_packets, guest)
+    run("replay of a run with filters", replay, guest, validator, program, "filters")
     run("bad input", bad_input, guest, validator)
     run("outputs that fail", failing_outputs, guest, validator)
     run("a flood", flood, guest, validator)

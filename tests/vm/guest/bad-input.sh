@@ -19,7 +19,17 @@ refused host-bits --dst 10.0.0.1/8
 refused bad-duration --dst 10.0.0.0/8 --duration soon
 refused bad-count --dst 10.0.0.0/8 --count 0
 refused bad-direction --dst 10.0.0.0/8 --direction sideways
-refused unknown-option --dst 10.0.0.0/8 --port 53
+refused unknown-option --dst 10.0.0.0/8 --chain INPUT
+refused bad-port --dst 10.0.0.0/8 --port 53,70000
+refused bad-proto --dst 10.0.0.0/8 --proto upd
+refused bad-src --dst 10.0.0.0/8 --src 10.0.0.1/8
+refused bad-iface --dst 10.0.0.0/8 --iface a-name-that-is-too-long
+refused bad-netns --dst 10.0.0.0/8 --netns nosuchnamespace
+refused netns-path --dst 10.0.0.0/8 --netns /no/such/path
+refused netns-other --dst 10.0.0.0/8 --netns /proc/self/ns/pid
+refused netns-file --dst 10.0.0.0/8 --netns /etc/protocols
+refused bad-reason --dst 10.0.0.0/8 --reason NETFILTER_DORP
+refused filter-of-replay --replay /no/such/recording --port 53
 refused no-value --dst
 refused extra 100.100.2.136
 refused json-file-directory --dst 10.0.0.0/8 --json-file /proc/no/such/place
