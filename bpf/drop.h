@@ -324,12 +324,14 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 static u64 rule_site, policy_site;
 
 // No expression is known to have dropped the packet: may the policy of this chain have done so? The expression may be
-// one that is not traced, or its program may not have been run, so all that is known must agree.
+// one that is not traced, or not yet, or its program may not have been run, so all that is known must agree.
 static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
 {
 	u64 base_address = chain_address - bpf_core_field_offset(struct nft_base_chain, chain);
 	struct nft_base_chain *base = (struct nft_base_chain *)base_address;
 
+	if (*(volatile u32 *)&expressions_loaded != *(volatile u32 *)&expressions_traced)
+		return false;
 	if (BPF_CORE_READ(base, policy) != NF_DROP || BPF_CORE_READ(base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)

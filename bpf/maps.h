@@ -166,6 +166,10 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 	       verdict->fingerprint == fingerprint_of(skb);
 }
 
+// How many modules with nf_tables' expressions have been loaded since the start, and how many of them were there when
+// userspace last attached to what is there.
+__u32 expressions_loaded, expressions_traced;
+
 // Counts the changes of rulesets, by enum tsdt_generation.
 __u32 generations[TSDT_GENERATION_MAX];
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "maps.h"
+#include "text.h"
 
 // These two run for packets that pass. Arguments are taken from the context when they are needed: what lives across
 // a call costs registers to save.
@@ -102,3 +103,16 @@ NFT_EXPRESSION(nft_exthdr_tcp_strip_eval)
 NFT_EXPRESSION(nft_fib_inet_eval)
 NFT_EXPRESSION(nft_fib_netdev_eval)
 NFT_EXPRESSION(nft_fwd_neigh_eval)
+
+// A module's expressions drop packets before userspace has seen that it is there.
+SEC("raw_tp/module_load")
+int on_module_load(u64 *ctx) // struct module *
+{
+	struct module *module = (void *)ctx[0];
+	char name[8] = {};
+
+	BPF_CORE_READ_STR_INTO(&name, module, name);
+	if (begins_with(name, "nft_", 4))
+		__sync_fetch_and_add(&expressions_loaded, 1);
+	return 0;
+}

@@ -248,6 +248,10 @@ struct rq {
 	int cpu;
 };
 
+struct module {
+	char name[56];
+};
+
 #pragma clang attribute pop
 
 // ---- UAPI layouts, fixed for ever: include/uapi/linux/netfilter*/ , ip.h, ipv6.h ----

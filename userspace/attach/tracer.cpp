@@ -128,14 +128,24 @@ struct Attachment {
     int error = 0;
 };
 
+// "fentry/nft_do_chain" -> "nft_do_chain"
+std::string_view place_of(const bpf_program* program) {
+    const std::string_view section = bpf_program__section_name(program);
+    return section.substr(section.find('/') + 1);
+}
+
+bpf_link* attach(const bpf_program* program) {
+    if (bpf_program__type(program) == BPF_PROG_TYPE_RAW_TRACEPOINT)
+        return bpf_program__attach_raw_tracepoint(program, std::string(place_of(program)).c_str());
+    return bpf_program__attach_trace(program);
+}
+
 // Attaching to a function waits for grace periods of the kernel, tens of milliseconds and more on a busy machine: by
 // several threads for several functions, these pass together. Programs at the same place stay in their order.
 void attach_all(std::vector<Attachment>& attachments) {
     std::map<std::string_view, std::vector<Attachment*>> by_place;
-    for (Attachment& attachment : attachments) {
-        const std::string_view section = bpf_program__section_name(attachment.program);
-        by_place[section.substr(section.find('/') + 1)].push_back(&attachment);
-    }
+    for (Attachment& attachment : attachments)
+        by_place[place_of(attachment.program)].push_back(&attachment);
     std::vector<std::vector<Attachment*>> places;
     for (auto& [name, all] : by_place)
         places.push_back(std::move(all));
@@ -144,7 +154,7 @@ void attach_all(std::vector<Attachment>& attachments) {
     const auto work = [&] {
         for (std::size_t place; (place = next++) < places.size();)
             for (Attachment* attachment : places[place])
-                if (!(attachment->link = bpf_program__attach_trace(attachment->program)))
+                if (!(attachment->link = attach(attachment->program)))
                     attachment->error = errno;
     };
     std::vector<std::jthread> helpers;
@@ -157,12 +167,10 @@ void attach_all(std::vector<Attachment>& attachments) {
     work();
 }
 
-// "fentry/nft_do_chain" -> "nft_do_chain"; empty for a program that is not on a function.
+// As place_of(); empty for a program that is not on a function.
 std::string_view function_of(const bpf_program* program) {
     const std::string_view section = bpf_program__section_name(program);
-    if (!section.starts_with("fentry/") && !section.starts_with("fexit/"))
-        return {};
-    return section.substr(section.find('/') + 1);
+    return section.starts_with("fentry/") || section.starts_with("fexit/") ? place_of(program) : std::string_view();
 }
 
 // Every function that a program of the object can be attached to.
@@ -411,6 +419,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     bpf_program__set_autoload(object->progs.on_sched_migrate_task,
                               (adds_nft || adds_legacy) &&
                                   !attached.contains(bpf_program__section_name(object->progs.on_sched_migrate_task)));
+    bpf_program__set_autoload(object->progs.on_module_load, objects.empty()); // not there: no module can come
 
     if (!objects.empty())
         if (const int error = share_maps(*object))
@@ -519,15 +528,21 @@ void Tracer::stop() {
 void Tracer::refresh() {
     if (!state_->problem.empty())
         return;
+    auto& seen = *state_->maps_of().bss;
+    const auto loaded = std::atomic_ref(seen.expressions_loaded).load(); // a module is listed before it is counted
     auto modules = modules_with_btf();
-    if (modules == state_->modules)
-        return;
-    state_->modules = std::move(modules);
-    const auto before = state_->attached.size();
-    if (const int error = state_->add(true, false))
-        spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}", std::strerror(-error));
-    else if (state_->attached.size() != before)
-        spdlog::info("a netfilter module has been loaded: it is traced from now on");
+    if (modules != state_->modules) {
+        state_->modules = std::move(modules);
+        const auto before = state_->attached.size();
+        if (const int error = state_->add(true, false)) {
+            spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}",
+                         std::strerror(-error));
+            return;
+        }
+        if (state_->attached.size() != before)
+            spdlog::info("a netfilter module has been loaded: it is traced from now on");
+    }
+    std::atomic_ref(seen.expressions_traced).store(loaded);
 }
 
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {

@@ -24,8 +24,14 @@ class Rule:
     handle: Optional[int] = None
 
     @property
+    def target(self):
+        """Of an iptables rule: "DROP", "RETURN", the name of a chain, or nothing."""
+        found = re.search(r" -[jg] (\S+)", re.sub(r'"(\\.|[^"\\])*"', "", self.text))
+        return found and found.group(1)
+
+    @property
     def drops(self):
-        return re.search(r"-j (DROP|REJECT)\b", self.text) is not None
+        return self.target in ("DROP", "REJECT")
 
 
 @dataclass
@@ -80,7 +86,8 @@ class Ruleset:
             line = line.strip()
             if match := re.match(r"table (\S+) (\S+) \{", line):
                 family, table = match.groups()
-            elif match := re.match(r"(chain|set|map) (\S+) \{", line):
+                chain = None
+            elif match := re.match(r"(chain|set|map|limit|quota|counter) (\S+) \{", line):
                 chain = match.group(2) if match.group(1) == "chain" else None
                 if chain is not None:
                     self.chains[family, table, chain] = Chain()
@@ -142,55 +149,79 @@ class Way:
             del self.path[names.index(chain):]
 
 
-def fates_from_log(log, ruleset):
-    """{packet key: Fate} of dropped packets, from the lines that the TRACE target of legacy tables logs."""
-    last = {}
+def lines_of_log(log):
+    """(packet key, family, table, chain, kind, number, the packet's fields) of each line that the TRACE target of
+    legacy tables logs."""
     for line in log.splitlines():
         match = re.search(r"TRACE: (\w+):([\w.-]+):(rule|return|policy):(\d+) (.*)", line)
         if not match:
             continue
         table, chain, kind, number, rest = match.groups()
         values = {}
-        for name, value in re.findall(r"(\w+)=(\S*)", rest):
+        # The packet that an ICMP error is about comes in brackets.
+        for name, value in re.findall(r"(\w+)=(\S*)", rest.split(" [")[0]):
             values.setdefault(name, value)  # LEN of the IP packet comes before that of UDP
         family = "ip6" if ":" in values["SRC"] else "ip"
         proto = {"ICMPv6": "icmpv6"}.get(values["PROTO"], values["PROTO"].lower())
         port = lambda name: int(values[name]) if name in values else None  # noqa: E731
         key = packet_key("ipv6" if family == "ip6" else "ipv4", proto, str(ipaddress.ip_address(values["SRC"])),
                          port("SPT"), str(ipaddress.ip_address(values["DST"])), port("DPT"))
+        yield key, family, table, chain, kind, int(number), values
+
+
+def drops_from_log(log, ruleset):
+    """(packet key, Fate) of each dropped packet, from the lines that the TRACE target of legacy tables logs."""
+    ways = {}  # packet key -> where it is
+    for key, family, table, chain, kind, number, values in lines_of_log(log):
         # The kernel calls any rule without a match that ends the traversal the chain's end, be it a DROP.
-        if int(number) <= len(ruleset.chains[family, table, chain].rules):
-            rule = ruleset.rule(family, table, chain, int(number))
-            kind = "return" if re.search(r"-j RETURN\b", rule.text) else "rule"
-        way = last.get(key, (None, None, None))[0]
+        target = None
+        if number <= len(ruleset.chains[family, table, chain].rules):
+            target = ruleset.rule(family, table, chain, number).target
+            kind = "return" if target == "RETURN" else "rule"
+        way = ways.get(key)
+        if way is None or way.table != table or (chain in BUILTIN and way.path and way.path[0][0] != chain):
+            way = ways[key] = Way(table)
+        if kind == "return":
+            way.left(chain)
+            continue
+        way.at(chain, number)
+        policy = kind == "policy"
+        if policy or target in ("DROP", "REJECT", "ACCEPT"):
+            del ways[key]
+        if ruleset.chains[family, table, chain].policy == "drop" if policy else target in ("DROP", "REJECT"):
+            yield key, _logged_fate(family, table, [(chain, None)] if policy else list(way.path), values)
+
+
+def _logged_fate(family, table, path, values):
+    return Fate(family, table, path, path[-1][1] is None, values["IN"] or None, values["OUT"] or None,
+                int(values["LEN"]), int(values.get("TTL") or values["HOPLIMIT"]), int(values.get("MARK", "0"), 16))
+
+
+def last_lines_of_log(log):
+    """{packet key: Fate}: how far each packet came. Whoever calls knows that it was dropped there."""
+    ways = {}
+    for key, family, table, chain, kind, number, values in lines_of_log(log):
+        way = ways[key][0] if key in ways else None
         if way is None or way.table != table or (chain in BUILTIN and way.path and way.path[0][0] != chain):
             way = Way(table)
         if kind == "return":
             way.left(chain)
         else:
-            way.at(chain, int(number))
-        last[key] = (way, kind, values)
-
-    fates = {}
-    for key, (way, kind, values) in last.items():
-        family = "ip6" if key[0] == "ipv6" else "ip"
-        if kind == "return":
-            continue
-        chain, number = way.path[-1]
-        policy = kind == "policy"
-        if policy and ruleset.chains[family, way.table, chain].policy != "drop":
-            continue
-        if not policy and not ruleset.rule(family, way.table, chain, number).drops:
-            continue
-        fates[key] = Fate(family, way.table, [(chain, None)] if policy else list(way.path), policy,
-                          values["IN"] or None, values["OUT"] or None, int(values["LEN"]),
-                          int(values.get("TTL") or values["HOPLIMIT"]), int(values.get("MARK", "0"), 16))
-    return fates
+            way.at(chain, number)
+        ways[key] = way, kind, family, values
+    return {key: _logged_fate(family, way.table, [(way.path[-1][0], None)] if kind == "policy" else list(way.path),
+                              values)
+            for key, (way, kind, family, values) in ways.items() if way.path}
 
 
-def fates_from_monitor(trace, ruleset):
-    """{packet key: Fate} of dropped packets, from the output of nft -a monitor trace."""
-    fates, packets = {}, {}
+def fates_from_log(log, ruleset):
+    """The same as {packet key: Fate}."""
+    return dict(drops_from_log(log, ruleset))
+
+
+def drops_from_monitor(trace, ruleset):
+    """(packet key, Fate) of each dropped packet, from the output of nft -a monitor trace."""
+    packets = {}
     for line in trace.splitlines():
         match = re.match(r"trace id (\w+) (\w+) (\S+) (\S+) (packet:|rule|verdict|policy) ?(.*)", line)
         if not match:
@@ -206,8 +237,12 @@ def fates_from_monitor(trace, ruleset):
             way.at(chain, ruleset.by_handle(family, table, chain, handle)[0])
         dropped = rest.startswith("drop") if policy else kind == "rule" and rest.endswith("(verdict drop)")
         if dropped and key:
-            fates[key] = Fate(family, table, [(chain, None)] if policy else list(way.path), policy, **rest_of_packet)
-    return fates
+            yield key, Fate(family, table, [(chain, None)] if policy else list(way.path), policy, **rest_of_packet)
+
+
+def fates_from_monitor(trace, ruleset):
+    """The same as {packet key: Fate}."""
+    return dict(drops_from_monitor(trace, ruleset))
 
 
 def _packet(text):
@@ -225,3 +260,21 @@ def _packet(text):
     return key, {"in_dev": find(r'iif "(\S+)"'), "out_dev": find(r'oif "(\S+)"'),
                  "length": length + 40 if six and length else length,
                  "ttl": number(r"ip ttl (\d+)") or number(r"ip6 hoplimit (\d+)"), "mark": None}
+
+
+def backend_name(backend):
+    return "iptables-legacy" if backend == "legacy" else backend
+
+
+def expected_rule(backend, ruleset, family, table, path):
+    """`rule` of a drop line, but for the owner; `path` as in Fate."""
+    steps = []
+    for chain, number in path:
+        rule = ruleset.rule(family, table, chain, number) if number else None
+        steps.append({"chain": chain, "number": number,
+                      "handle": rule.handle if rule and backend != "legacy" else None})
+    text = rule.text if rule else None
+    return {"backend": backend_name(backend), "family": family, "table": table, "chain": path[-1][0],
+            "number": steps[-1]["number"], "handle": steps[-1]["handle"], "text": text, "path": steps,
+            "verdict": "reject" if re.search(r"-j REJECT|\breject\b", text or "") else "drop",
+            "confidence": "exact", "stale": False}

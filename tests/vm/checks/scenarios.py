@@ -8,16 +8,13 @@ import subprocess
 import tempfile
 from collections import Counter
 
+from . import differential
 from .guest import Run, check_lines, check_terminal, key_of, seconds
-from .oracle import Ruleset, fates_from_log, fates_from_monitor
+from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
 BACKENDS = ("legacy", "iptables-nft", "nftables")
 DNS4, DNS6, VM4, VM6 = "100.100.2.136", "fd7a:115c:a1e0::53", "10.0.0.2", "fd00:a::2"
 CLIENT4, CLIENT6 = "10.1.0.2", "fd00:b::2"
-
-
-def backend_name(backend):
-    return "iptables-legacy" if backend == "legacy" else backend
 
 
 def rulesets(guest, scenario, prefix, backend):
@@ -38,20 +35,6 @@ def location(backend):
     function = r"nf_hook_slow" if backend == "legacy" else r"nft_do_chain"
     module = "" if backend == "legacy" else r" \[nf_tables\]"
     return lambda text: re.fullmatch(function + r"\+0x[0-9a-f]+/0x[0-9a-f]+" + module, text)
-
-
-def expected_rule(backend, ruleset, family, table, path):
-    """`rule` of a drop line, but for the owner; `path` as in oracle.Fate."""
-    steps = []
-    for chain, number in path:
-        rule = ruleset.rule(family, table, chain, number) if number else None
-        steps.append({"chain": chain, "number": number,
-                      "handle": rule.handle if rule and backend != "legacy" else None})
-    text = rule.text if rule else None
-    return {"backend": backend_name(backend), "family": family, "table": table, "chain": path[-1][0],
-            "number": steps[-1]["number"], "handle": steps[-1]["handle"], "text": text, "path": steps,
-            "verdict": "reject" if re.search(r"-j REJECT|\breject\b", text or "") else "drop",
-            "confidence": "exact", "stale": False}
 
 
 def expected_site(guest, backend, hook, kind="rule"):
@@ -716,6 +699,7 @@ def all_checks(report, guest, validator, program):
     kernel = guest.kernel
     wanted = ["late-modules", "various", "options", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
+    wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables"]
 
     def ran(group):
@@ -734,6 +718,9 @@ def all_checks(report, guest, validator, program):
         run(f"another namespace, {backend}", exact_netns, guest, backend)
         run(f"replay of the incident, {backend}", replay, guest, validator, program, f"incident-{backend}")
         run(f"replay of every kind of rule, {backend}", replay, guest, validator, program, f"exact-{backend}")
+        run(f"random rules, {backend}", differential.random_rules, guest, validator, backend)
+        run(f"rules that change while they drop, {backend}", differential.churn, guest, validator, backend)
+    run("random rules of two backends at once", differential.random_rules, guest, validator, "mixed")
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
     run("rules that change", changes, guest)

@@ -137,18 +137,16 @@ route flush table 52
 IP
     sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0
     nft flush ruleset
-    local tables='' table
-    for table in raw mangle nat filter; do
-        tables+="*$table"$'\nCOMMIT\n'
+    # Restoring a table without naming its chains would leave their policies.
+    local tables='' table chain
+    for table in raw:PREROUTING,OUTPUT mangle:PREROUTING,INPUT,FORWARD,OUTPUT,POSTROUTING nat: \
+        filter:INPUT,FORWARD,OUTPUT security:INPUT,FORWARD,OUTPUT; do
+        tables+="*${table%:*}"$'\n'
+        chain=${table#*:}
+        tables+=${chain:+":${chain//,/ ACCEPT$'\n':} ACCEPT"$'\n'}COMMIT$'\n'
     done
-    policies='*filter
-:INPUT ACCEPT
-:FORWARD ACCEPT
-:OUTPUT ACCEPT
-COMMIT
-'
     for tool in iptables-legacy-restore ip6tables-legacy-restore; do
-        $tool <<<"$tables$policies"
+        $tool <<<"$tables"
     done
 } >"$out/reset.log" 2>&1
 # The next scenario finds the machine as this one did, however this one ends.

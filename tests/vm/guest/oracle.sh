@@ -1,0 +1,127 @@
+# shellcheck shell=bash source-path=SCRIPTDIR
+# SPDX-License-Identifier: GPL-2.0-only
+# Rulesets and packets that the host has made up (tests/vm/oracle) are in /oracle/BACKEND/NUMBER. One tsdroptrace sees
+# all of them; kept beside what it says are the kernel's own trace and the rules as the user's own tool prints them.
+# shellcheck source=lib.sh
+. /tests/lib.sh
+backend=$1
+backends=${backend/mixed/legacy nftables}
+
+# Nobody asks for anybody's address: the packets of the list, and what they cause, are all there is.
+quiet_network() {
+    network none
+    forwarding
+    ip -batch - <<'IP'
+link set eth0 address 02:00:00:00:00:01
+link set eth1 address 02:00:00:00:00:03
+neigh replace 10.0.0.1 lladdr 02:00:00:00:00:02 dev eth0 nud permanent
+neigh replace fd00:a::1 lladdr 02:00:00:00:00:02 dev eth0 nud permanent
+neigh replace 10.1.0.2 lladdr 02:00:00:00:00:04 dev eth1 nud permanent
+neigh replace fd00:b::2 lladdr 02:00:00:00:00:04 dev eth1 nud permanent
+IP
+    ip -netns provider -batch - <<'IP'
+link set eth0 address 02:00:00:00:00:02
+IP
+    ip -netns client -batch - <<'IP'
+link set eth1 address 02:00:00:00:00:04
+neigh replace 10.1.0.1 lladdr 02:00:00:00:00:03 dev eth1 nud permanent
+neigh replace fd00:b::1 lladdr 02:00:00:00:00:03 dev eth1 nud permanent
+IP
+}
+
+uses() { [[ " $backends " == *" $1 "* ]]; }
+
+# load DIRECTORY
+load() {
+    if uses legacy; then
+        iptables-legacy-restore <"$1/rules.4"
+        ip6tables-legacy-restore <"$1/rules.6"
+    fi
+    if uses iptables-nft; then
+        nft flush ruleset
+        iptables-nft-restore <"$1/rules.4"
+        ip6tables-nft-restore <"$1/rules.6"
+        nft -f /oracle/trace.nft
+    fi
+    if uses nftables; then
+        { echo flush ruleset && cat "$1/rules.nft"; } | nft -f -
+    fi
+}
+
+# save PREFIX
+save() {
+    local kind
+    for kind in legacy nft; do
+        if uses "$kind" || uses "iptables-$kind"; then
+            "iptables-$kind-save" -c >"$1.save4"
+            "ip6tables-$kind-save" -c >"$1.save6"
+        fi
+    done
+    [ "$backend" = legacy ] || nft -a -s list ruleset >"$1.nft"
+}
+
+# round NAME DIRECTORY [PAUSE]: sends the packets of a directory whose rules have been loaded.
+round() {
+    local trace=$out/$1.trace
+    [ "$backend" != legacy ] || trace=-
+    oracle-agent "$2/packets" "$out/run.json" "$trace" "${@:3}" >"$out/$1.sent"
+    ! uses legacy || dmesg >"$out/$1.log"
+}
+
+# changes DIRECTORY SUFFIX [COMMAND...]: many at once, then none for a while, in which the rules can be read. Writes
+# them out, or gives each to a command.
+changes() {
+    local file number=0
+    for file in "$1"/change.*."$2"; do
+        [ -e "$out/changing" ] || break
+        if [ $# -gt 2 ]; then
+            "${@:3}" <"$file"
+        else
+            echo "$(<"$file")"
+        fi
+        number=$((number + 1))
+        if [ $((number % 12)) -eq 0 ]; then
+            pause 1.5
+        else
+            pause 0.05
+        fi
+    done
+}
+
+quiet_network
+! uses legacy || modprobe nf_log_syslog || true
+trace run --all
+cp /oracle/seeds "$out/"
+for directory in "/oracle/$backend"/*/; do
+    name=$(basename "$directory")
+    load "$directory"
+    round "$name" "$directory"
+    save "$out/$name"
+done
+
+# Rules that change while they drop.
+directory=/oracle/churn/$backend
+if [ -d "$directory" ]; then
+    cp "$directory/places.json" "$out/"
+    load "$directory"
+    oracle-agent "$directory/prime" "$out/run.json" - >"$out/prime.sent"
+    : >"$out/changing"
+    {
+        case $backend in
+        legacy)
+            changes "$directory" 4 | iptables-legacy-restore --noflush &
+            changes "$directory" 6 | ip6tables-legacy-restore --noflush &
+            ;;
+        iptables-nft)
+            changes "$directory" 4 iptables-nft-restore --noflush &
+            changes "$directory" 6 ip6tables-nft-restore --noflush &
+            ;;
+        nftables) changes "$directory" nft | nft -i & ;;
+        esac
+    } >"$out/changes.log" 2>&1
+    round churn "$directory" 60
+    rm "$out/changing"
+    # shellcheck disable=SC2046 # a list
+    wait $(jobs -p | grep -vx "${tracers[run]}")
+fi
+stop run

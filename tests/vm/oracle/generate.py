@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Writes, from a seed, what the guest loads and sends."""
+
+import random
+
+from . import churn, iptables_rules, nft_rules
+from .packets import lines, random_packets
+
+BACKENDS = ("legacy", "iptables-nft", "nftables")
+KINDS = {**{backend: (backend,) for backend in BACKENDS}, "mixed": ("legacy", "nftables")}
+
+
+def write_round(directory, kind, seed, number, packets):
+    """One ruleset and its packets. The same arguments give the same files."""
+    rng = random.Random(f"{seed}/{kind}/{number}")
+    level = min(3, number)
+    directory.mkdir(parents=True)
+    if "nftables" in KINDS[kind]:
+        (directory / "rules.nft").write_text(nft_rules.ruleset(rng, level) + nft_rules.TRACE)
+    if KINDS[kind] != ("nftables",):
+        for family in (4, 6):
+            (directory / f"rules.{family}").write_text(
+                iptables_rules.ruleset(rng, family, level, "legacy" in KINDS[kind]))
+    # Every other round both CPUs send at once. Every fourth one does not wait for anybody.
+    (directory / "packets").write_text(
+        lines(random_packets(rng, packets, 1 + number % 2), KINDS[kind], number % 4 != 0))
+
+
+def write(directory, seeds, rounds, packets, churn_packets):
+    """`rounds` rounds for each backend and each seed, directory/BACKEND/NUMBER, one for backends that are there at the
+    same time, and directory/churn/BACKEND."""
+    for kind in KINDS:
+        for at, seed in enumerate(seeds):
+            for number in range(rounds) if kind in BACKENDS else [rounds - 1]:
+                write_round(directory / kind / f"{at * rounds + number:04}", kind, seed, number, packets)
+    for backend in BACKENDS:
+        churn.write(directory / "churn" / backend, backend, random.Random(f"{seeds[-1]}/{backend}/churn"), 36,
+                    churn_packets)
+    (directory / "trace.nft").write_text(nft_rules.TRACE)
+    (directory / "seeds").write_text(" ".join(map(str, seeds)) + "\n")
