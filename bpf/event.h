@@ -168,7 +168,39 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
-// Generations of rulesets: bumped before and after each change, so odd while one is under way.
+// Who changed a ruleset: the record in the ring buffer `changes`. Sent when the change is complete, before `generation` is
+// there.
+struct tsdt_ruleset_change {
+	__u64 mono_ns;    // CLOCK_MONOTONIC
+	__u32 generation; // of this backend's rulesets once the change has ended (that of a later one, where two end at once)
+	__u32 netns;      // inode of the network namespace
+	__u32 pid;        // of the process that made the change: tgid
+	__u32 parent_pid; // of the process that started that one; 0 when there is none
+	__u32 ruleset;    // enum tsdt_ruleset
+	__u32 pad;
+	char comm[TSDT_COMM_LEN]; // of the process, not of the thread
+	char parent_comm[TSDT_COMM_LEN];
+};
+
+enum tsdt_ruleset {
+	TSDT_RULESET_NF_TABLES = 0,
+	TSDT_RULESET_IP_TABLES = 1,
+	TSDT_RULESET_IP6_TABLES = 2,
+	TSDT_RULESET_MAX = 3,
+};
+
+// Records of changes in one second: those beyond are counted by netns class (enum tsdt_netns_class), not sent.
+#define TSDT_CHANGES_PER_SECOND 64
+
+// The namespaces that share such a limit: what others do in theirs must not hide what is done in ours.
+enum tsdt_netns_class {
+	TSDT_NETNS_OWN = 0, // that of tsdroptrace
+	TSDT_NETNS_OTHER = 1,
+	TSDT_NETNS_CLASSES = 2,
+};
+
+// Generations of rulesets: bumped before and after each change, in whatever namespace. Several may be under way at once
+// (IPv4 and IPv6, two namespaces): how many are is counted beside it.
 enum tsdt_generation {
 	TSDT_GENERATION_NF_TABLES = 0,
 	TSDT_GENERATION_X_TABLES = 1,
@@ -186,4 +218,5 @@ TSDT_ASSERT(sizeof(struct tsdt_cause) == 48 + 32 + 8 + 8 + TSDT_NAME_LEN + TSDT_
 	    "tsdt_cause has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_headers) == 40, "tsdt_headers has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_drop) == 248, "tsdt_drop has no padding");
+TSDT_ASSERT(sizeof(struct tsdt_ruleset_change) == 64, "tsdt_ruleset_change has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_flow_key) == 44, "tsdt_flow_key has no padding");

@@ -341,8 +341,9 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	slot->count = walk.count;
 	slot->complete = walk.complete;
 	slot->size = walk.size;
-	// While a change is under way (odd), every traversal takes its own: counters are being restored.
-	slot->generation = now & 1 ? ~0u : now;
+	// While a change is under way, every traversal takes its own: counters are being restored. (A change that has begun
+	// since `now` was read has moved the generation on; one that has ended since will.)
+	slot->generation = is_changing(TSDT_GENERATION_X_TABLES) ? ~0u : now;
 	tables->used += (walk.count + CHUNK - 1) / CHUNK;
 	slot->table = table_address;
 	if (slot->generation == now)

@@ -170,10 +170,17 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 // userspace last attached to what is there.
 __u32 expressions_loaded, expressions_traced;
 
-// Counts the changes of rulesets, by enum tsdt_generation.
+// Counts the changes of rulesets, by enum tsdt_generation: one more when a change begins, and one more when it has ended.
 __u32 generations[TSDT_GENERATION_MAX];
+// How many changes are under way; userspace sets it right when the end of one was missed.
+__s32 changing[TSDT_GENERATION_MAX];
 
 static __always_inline u32 generation(u32 which)
 {
 	return *(volatile u32 *)&generations[which];
+}
+
+static __always_inline bool is_changing(u32 which)
+{
+	return *(volatile s32 *)&changing[which] > 0;
 }

@@ -1,29 +1,168 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Runs where a ruleset changes, never where a packet passes. One line per kernel function.
+// Runs where a ruleset changes, never where a packet passes. One line per kernel function at the end.
 #pragma once
 
 #include "maps.h"
 
-static __always_inline int bump(u32 which, u32 by)
+const volatile __u32 own_netns; // inode of the network namespace that tsdroptrace runs in
+
+// Not in `events`: there they would wait behind the packets that the change makes die. Userspace looks in every 100 ms.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} changes SEC(".maps");
+
+// Records of changes sent in the current second, by enum tsdt_netns_class.
+struct change_budget {
+	u64 second;
+	u32 used;
+	u32 pad;
+};
+static struct change_budget change_budgets[TSDT_NETNS_CLASSES];
+// Changes that were complete. Both are counted before the generation says so: who reads the ruleset after that knows
+// how many records of changes it must have got to know who made them.
+__u64 changes_told;                       // by a record
+__u64 changes_untold[TSDT_NETNS_CLASSES]; // without one
+
+// Two that begin a second at once may each give it the whole budget: the bound is soft, the count is not.
+static __always_inline bool may_tell(u32 class, u64 now)
 {
-	__sync_fetch_and_add(&generations[which], by);
+	struct change_budget *budget = &change_budgets[class];
+	u64 second = now / 1000000000;
+
+	if (*(volatile u64 *)&budget->second != second) {
+		budget->second = second;
+		budget->used = 0;
+	}
+	return __sync_fetch_and_add(&budget->used, 1) < TSDT_CHANGES_PER_SECOND;
+}
+
+// Tells userspace who has changed the ruleset: the current process.
+static __always_inline void tell_change(u32 ruleset, u32 which, struct net *net)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *process = BPF_CORE_READ(task, group_leader);
+	struct task_struct *parent = BPF_CORE_READ(process, real_parent);
+	struct tsdt_ruleset_change change = {.mono_ns = bpf_ktime_get_ns(), .ruleset = ruleset};
+	u32 class;
+
+	change.netns = BPF_CORE_READ(net, ns.inum);
+	class = change.netns == own_netns ? TSDT_NETNS_OWN : TSDT_NETNS_OTHER;
+	if (!may_tell(class, change.mono_ns)) {
+		__sync_fetch_and_add(&changes_untold[class], 1);
+		return;
+	}
+	change.generation = generation(which) + 1;
+	change.pid = BPF_CORE_READ(process, tgid);
+	bpf_probe_read_kernel_str(change.comm, sizeof(change.comm), &process->comm);
+	change.parent_pid = BPF_CORE_READ(parent, tgid);
+	bpf_probe_read_kernel_str(change.parent_comm, sizeof(change.parent_comm), &parent->comm);
+	if (bpf_ringbuf_output(&changes, &change, sizeof(change), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&changes_untold[class], 1);
+	else
+		__sync_fetch_and_add(&changes_told, 1);
+}
+
+static __always_inline int change_begins(u32 which)
+{
+	__sync_fetch_and_add(&changing[which], 1);
+	__sync_fetch_and_add(&generations[which], 1);
 	return 0;
 }
 
-// The ruleset changes while the function runs: its generation is odd for that time.
-#define RULESET_CHANGE(function, which)                                                     \
-	SEC("fentry/" #function) int function##_begin(void *ctx) { return bump(which, 1); } \
-	SEC("fexit/" #function) int function##_end(void *ctx) { return bump(which, 1); }
+// A begin may have been missed: the kernel does not run a program on top of itself, and calls that began before the
+// program was attached come here all the same. Then there is nothing to take back.
+static __always_inline int change_ends(u32 which)
+{
+	__sync_fetch_and_add(&generations[which], 1);
+	if (__sync_fetch_and_add(&changing[which], -1) <= 0)
+		__sync_fetch_and_add(&changing[which], 1);
+	return 0;
+}
 
-// A table is there when the function has ended, or gone before it begins.
-#define TABLE_COMES(function) \
-	SEC("fexit/" #function) int function##_end(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
-#define TABLE_GOES(function) \
-	SEC("fentry/" #function) int function##_begin(void *ctx) { return bump(TSDT_GENERATION_X_TABLES, 2); }
+#define SOCKET_NET(sk) BPF_CORE_READ(sk, __sk_common.skc_net.net)
 
-RULESET_CHANGE(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
-RULESET_CHANGE(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES) // replaced, or old counters added back
-RULESET_CHANGE(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
-TABLE_COMES(xt_register_table)           // a table's first use in a namespace
-TABLE_GOES(xt_unregister_table)          // to 7.0
-TABLE_GOES(xt_unregister_table_pre_exit) // from 7.1
+// IPT_SO_SET_REPLACE and its IPv6 twin: the other command only adds old counters back.
+#define SET_REPLACE 64
+
+// The ends come first, so that they are attached first.
+SEC("fexit/nf_tables_commit")
+int BPF_PROG(nf_tables_commit_end, struct net *net, struct sk_buff *skb, int ret)
+{
+	if (!ret)
+		tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, net);
+	return change_ends(TSDT_GENERATION_NF_TABLES);
+}
+
+// sockptr_t is two words in the arguments (since 5.9), so `len` and the result are not at a position of their own.
+#define SET_CTL(function, ruleset)                                                                     \
+	SEC("fexit/" #function) int function##_end(unsigned long long *ctx)                           \
+	{                                                                                              \
+		struct sock *sk = (struct sock *)ctx[0];                                               \
+		u64 ret = -1;                                                                          \
+                                                                                                       \
+		bpf_get_func_ret(ctx, &ret);                                                           \
+		if (!(int)ret && (int)ctx[1] == SET_REPLACE)                                           \
+			tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));                \
+		return change_ends(TSDT_GENERATION_X_TABLES);                                          \
+	}
+SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
+SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
+
+#define CHANGE_BEGINS(function, which) \
+	SEC("fentry/" #function) int function##_begin(void *ctx) { return change_begins(which); }
+CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
+CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
+CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
+
+// Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
+// in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, u64);   // bpf_get_current_pid_tgid()
+	__type(value, u64); // struct net * of the socket that is being closed
+} closing SEC(".maps");
+
+SEC("fentry/nft_rcv_nl_event")
+int BPF_PROG(nft_rcv_nl_event_begin, void *notifier, unsigned long event, struct netlink_notify *closed)
+{
+	u64 task = bpf_get_current_pid_tgid(), net = (u64)BPF_CORE_READ(closed, net);
+
+	if (event == NETLINK_URELEASE && BPF_CORE_READ(closed, protocol) == NETLINK_NETFILTER)
+		bpf_map_update_elem(&closing, &task, &net, BPF_ANY);
+	return 0;
+}
+
+SEC("fexit/nft_rcv_nl_event")
+int BPF_PROG(nft_rcv_nl_event_end)
+{
+	u64 task = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&closing, &task);
+	return 0;
+}
+
+SEC("fentry/nf_tables_table_destroy")
+int BPF_PROG(nf_tables_table_destroy_begin)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	u64 *net = bpf_map_lookup_elem(&closing, &task);
+
+	if (!net)
+		return 0;
+	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, (struct net *)*net);
+	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
+	return 0;
+}
+
+// A table is there when the function has ended (its first use in a namespace), or gone before it begins.
+#define TABLE_COMES_OR_GOES(when, function, suffix)                                \
+	SEC(when "/" #function) int function##suffix(void *ctx)                    \
+	{                                                                          \
+		__sync_fetch_and_add(&generations[TSDT_GENERATION_X_TABLES], 1);   \
+		return 0;                                                          \
+	}
+TABLE_COMES_OR_GOES("fexit", xt_register_table, _end)
+TABLE_COMES_OR_GOES("fentry", xt_unregister_table, _begin)          // to 7.0
+TABLE_COMES_OR_GOES("fentry", xt_unregister_table_pre_exit, _begin) // from 7.1

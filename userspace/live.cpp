@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ctime>
 #include <optional>
+#include <set>
 
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -20,6 +21,7 @@
 #include "pipeline.h"
 #include "recording/writer.h"
 #include "resolve_rule/live_snapshots.h"
+#include "ruleset_watch.h"
 #include "util/netns.h"
 
 namespace tsdroptrace {
@@ -142,16 +144,21 @@ public:
                      [this](const resolve_rule::Snapshot& snapshot) {
                          recorder_.write(&recording::Writer::snapshot, snapshot);
                      }),
+          watch_(
+              snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
+              [this] { return tracer_->change_counts(); }, machine_.own_netns),
           pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
 
     Status run(bool stdout_is_tty);
 
 private:
     bool on_record(std::span<const std::byte> bytes);
+    void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
     void name_netns(std::uint32_t inode);
     void follow_clock();
-    void keep_snapshots();
+    void watch_rulesets(bool at_start = false);
+    void report_changes(bool last = false);
     void report_lost();
     void finish();
     KernelCounts counts() const;
@@ -161,6 +168,8 @@ private:
     decode::Machine machine_;
     Recorder recorder_;
     resolve_rule::LiveSnapshots snapshots_;
+    RulesetWatch watch_;
+    std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
     Pipeline pipeline_;
 
     struct KeyLess {
@@ -197,6 +206,13 @@ void LiveRun::name_netns(std::uint32_t inode) {
     }
 }
 
+void LiveRun::on_ruleset_change(std::span<const std::byte> bytes) {
+    if (const auto record = decode::read_ruleset_change(bytes))
+        watch_.changed(*record, Clock::now());
+    else
+        spdlog::error("this is a bug, please report it: {}", record.error().message);
+}
+
 // False: enough for now.
 bool LiveRun::on_record(std::span<const std::byte> bytes) {
     const auto record = decode::read_drop(bytes);
@@ -214,22 +230,38 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
     if (pipeline_.drop(*record, *cause))
         ++shown_;
     recorder_.write(&recording::Writer::drop, *record);
+    if (const auto kind = resolve_rule::snapshot_kind(*cause)) // its ruleset has just been read
+        watch_.watch(*kind, record->key.netns, Clock::now());
     return !(options_.count && shown_ >= *options_.count) && !stop_requested && Clock::now() < slice_end_;
 }
 
-// Rulesets of our own namespace are read before anything is dropped by them, and again when they have changed: a rule
-// that is gone by the time its drop is read still has its text.
-void LiveRun::keep_snapshots() {
+// Rulesets of our own namespace are read before anything is dropped by them, and again (report_changes) when they have
+// changed: a rule that is gone by the time its drop is read still has its text.
+void LiveRun::watch_rulesets(bool at_start) {
     using resolve_rule::SnapshotKind;
     constexpr struct {
         SnapshotKind kind;
         const char* function; // traced: the backend is in use
-    } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain"},
-                 {SnapshotKind::ip_tables, "ipt_do_table"},
-                 {SnapshotKind::ip6_tables, "ip6t_do_table"}};
-    for (const auto& [kind, function] : kinds)
+        const char* module;
+    } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain", "/sys/module/nf_tables"},
+                 {SnapshotKind::ip_tables, "ipt_do_table", "/sys/module/ip_tables"},
+                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"}};
+    for (const auto& [kind, function, module] : kinds) {
         if (tracer_->traces(function))
-            snapshots_.get(kind, machine_.own_netns, tracer_->generation(ruleset_kind(kind)));
+            watch_.watch(kind, machine_.own_netns, Clock::now(), absent_.contains(kind));
+        else if (at_start && access(module, F_OK) != 0)
+            absent_.insert(kind);
+    }
+}
+
+void LiveRun::report_changes(bool last) {
+    const Status polled = tracer_->poll_changes([this](std::span<const std::byte> bytes) { on_ruleset_change(bytes); });
+    if (!polled)
+        spdlog::error("{}", polled.error().message);
+    for (RulesetChange& change : watch_.look(Clock::now(), realtime_ns(), machine_.realtime_minus_mono_ns, last)) {
+        recorder_.write(&recording::Writer::ruleset, change);
+        pipeline_.ruleset(std::move(change));
+    }
 }
 
 // Only a step of the clock counts: one moment must not read differently each time it is shown.
@@ -275,6 +307,7 @@ void LiveRun::finish() {
         if (!polled || records == 0)
             break;
     }
+    report_changes(true);
     report_lost();
     KernelCounts totals = counts();
     std::uint64_t recorded = 0;
@@ -303,7 +336,7 @@ Status LiveRun::run(bool stdout_is_tty) {
                       machine_.host, filter_text(options_), tracer_->capabilities()};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
     pipeline_.start(start);
-    keep_snapshots();
+    watch_rulesets(true);
     lost_checked_ns_ = start.time_ns;
 
     const auto began = Clock::now();
@@ -324,6 +357,7 @@ Status LiveRun::run(bool stdout_is_tty) {
             !polled)
             return polled;
 
+        report_changes();
         const auto now = Clock::now();
         if (reopen_requested && *json_file) {
             reopen_requested = 0;
@@ -337,7 +371,7 @@ Status LiveRun::run(bool stdout_is_tty) {
         if (housekeeping.due(now)) {
             follow_clock();
             tracer_->refresh();
-            keep_snapshots();
+            watch_rulesets();
             report_lost();
             recorder_.write(&recording::Writer::flush);
         }

@@ -178,6 +178,42 @@ struct Lost {
         0; // CLOCK_REALTIME: nothing was lost at `where` between the start (or the last such line) and then
 };
 
+// ---- a ruleset changed ----
+
+struct ChangedRule {
+    Rule rule;                        // its path is the rule alone: many ways may lead to it
+    std::optional<std::uint32_t> was; // the number that it had, where it has moved
+    std::optional<Owner> owner;
+};
+
+struct Changer {
+    Process process;
+    std::optional<Process> parent; // the process that started it
+    std::uint64_t changes = 0;
+};
+
+// Rules and policies that drop, and now do so, no longer do so, or have another number.
+struct DropChanges {
+    static constexpr std::size_t max_rules = 100; // in each list; the rest is counted
+    std::vector<ChangedRule> added, removed, moved;
+    std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
+};
+
+// What one look at a ruleset shows that the one before did not.
+struct RulesetChange : DropChanges {
+    static constexpr std::size_t max_changers = 8;
+    std::int64_t time_ns = 0; // CLOCK_REALTIME of the last of its changes
+    Netns netns;
+    Backend backend = Backend::nftables;
+    std::uint32_t generation = 0;
+    std::vector<Changer> changers;   // who changed it since the look before, in that order
+    std::uint64_t other_changes = 0; // by others, or by whom is not known
+    std::string unknown;             // why the lists are not known; empty where they are
+    // Null when several may have.
+    const Changer* by() const { return changers.size() == 1 && other_changes == 0 ? &changers[0] : nullptr; }
+    bool drops_differ() const { return !added.empty() || !removed.empty() || !moved.empty(); }
+};
+
 // ---- attach: what this kernel lets us see ----
 
 enum class Exactness { exact, inferred, unavailable };

@@ -84,6 +84,15 @@ void Pipeline::lost(const Lost& lost) {
         check(output->lost(lost));
 }
 
+void Pipeline::ruleset(RulesetChange change) {
+    change.netns = decode::decode_netns(change.netns.inode, machine_);
+    for (auto* rules : {&change.added, &change.removed, &change.moved})
+        for (ChangedRule& changed : *rules)
+            changed.owner = explainer_.owner(changed.rule);
+    for (const auto& output : outputs_)
+        check(output->ruleset(change));
+}
+
 void Pipeline::progress(const KernelCounts& counts, std::int64_t now_ns) {
     const Summary so_far = summarize(counts, now_ns, false);
     for (const auto& output : outputs_)

@@ -42,6 +42,7 @@ public:
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
     void lost(const Lost& lost);
+    void ruleset(RulesetChange change); // netns name and owners are filled in here
     void progress(const KernelCounts& counts, std::int64_t now_ns);
     void summary(const KernelCounts& counts, std::int64_t now_ns, bool final);
 

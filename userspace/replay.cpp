@@ -64,6 +64,13 @@ public:
             meta_.machine.netns_names.insert_or_assign(netns.inode, netns.name);
     }
 
+    void ruleset(RulesetChange change) override {
+        if (finished())
+            return;
+        until_ns_ = std::max(until_ns_, change.time_ns);
+        pipeline_->ruleset(std::move(change));
+    }
+
     void cause(const tsdt_cause& cause) override { causes_.insert_or_assign(cause.id, cause); }
 
     void drop(const tsdt_drop& record) override {

@@ -29,11 +29,14 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
-// UAPI constants, fixed for ever: include/uapi/linux/bpf.h, if_ether.h, in.h, netfilter.h, nf_tables.h
+// UAPI constants, fixed for ever: include/uapi/linux/bpf.h, if_ether.h, in.h, netfilter.h, netlink.h, nf_tables.h
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_RB_NO_WAKEUP = 1,
+	NETLINK_NETFILTER = 12,
+	NETLINK_URELEASE = 1, // include/linux/notifier.h
 };
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
@@ -165,6 +168,11 @@ struct nft_pktinfo {
 	const struct nf_hook_state *state;
 };
 
+struct netlink_notify {
+	struct net *net;
+	int protocol;
+};
+
 struct nft_table {
 	u64 handle;
 	u16 family : 6;
@@ -241,6 +249,10 @@ struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
 	unsigned int flags;
+	int tgid;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	char comm[16];
 	int rcu_read_lock_nesting; // with CONFIG_PREEMPT_RCU
 };
 

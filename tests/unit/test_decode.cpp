@@ -181,6 +181,34 @@ TEST_CASE("decode: records of another size are errors") {
     CHECK(read_drop({}).error().message == "a record of a dropped packet has 0 bytes: expected 248");
 }
 
+TEST_CASE("decode: who changed a ruleset") {
+    tsdt_ruleset_change record{};
+    record.netns = 4026531840;
+    record.pid = 900;
+    record.parent_pid = 812;
+    record.ruleset = TSDT_RULESET_IP6_TABLES;
+    set(record.comm, "ip6tables-legacy"); // 16 bytes: fills the array
+    set(record.parent_comm, "tailscaled");
+    const auto read = read_ruleset_change(bytes(record));
+    REQUIRE(read);
+    const Changer changer = decode_changer(*read);
+    CHECK(changer.process.pid == 900);
+    CHECK(changer.process.comm == "ip6tables-legacy");
+    REQUIRE(changer.parent);
+    CHECK(changer.parent->pid == 812);
+    CHECK(changer.parent->comm == "tailscaled");
+    CHECK(changer.changes == 1);
+
+    record.parent_pid = 0;
+    CHECK_FALSE(decode_changer(record).parent);
+    record.ruleset = TSDT_RULESET_MAX;
+    CHECK(read_ruleset_change(bytes(record)).error().message ==
+          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 3");
+    const std::vector<std::byte> large(sizeof(record) + 1);
+    for (std::size_t size = 0; size <= large.size(); ++size)
+        CHECK(bool(read_ruleset_change(std::span(large).first(size))) == (size == sizeof(record)));
+}
+
 TEST_CASE("decode: records that contradict themselves are errors") {
     const auto spoiled = [](auto change) {
         tsdt_drop record = dns_answer();

@@ -337,6 +337,20 @@ void check_terminal(const std::string& text) {
     }
 }
 
+// By tailscaled, at 12:00:05: "-A INPUT -j DROP", the first rule of INPUT.
+RulesetChange added_rule() {
+    RulesetChange change;
+    change.time_ns = noon + 5 * second;
+    change.netns = {4026531840, std::nullopt, true};
+    change.backend = Backend::iptables_legacy;
+    change.generation = 18;
+    change.changers = {{{812, "tailscaled"}, Process{1, "systemd"}, 3}};
+    Rule rule{Backend::iptables_legacy, RuleFamily::ip, "filter", "INPUT", 1, std::nullopt, "-A INPUT -j DROP", {}};
+    rule.path = {{"INPUT", 1, std::nullopt}};
+    change.added = {{rule, std::nullopt, {}}};
+    return change;
+}
+
 // ---- as much of JSON Schema as the schema uses ----
 
 std::string violation(const json& schema, const json& value, const json& root) {
@@ -542,6 +556,63 @@ TEST_CASE("nothing dropped, whole", "[output]") {
     check_golden("nothing.txt", text);
 }
 
+TEST_CASE("a changed ruleset on the terminal", "[output]") {
+    const auto text_of = [](const RulesetChange& change, TextOptions options = {}) {
+        const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.ruleset(change)); });
+        check_terminal(text);
+        return text;
+    };
+    RulesetChange change = added_rule();
+    CHECK(text_of(change) == "12:00:05 ruleset changed by tailscaled[812]: + INPUT rule 1: -A INPUT -j DROP\n");
+    change.added[0].rule.text = "-A INPUT -s 100.64.0.0/10 ! -i tailscale0 -m comment --comment long -j DROP";
+    CHECK(text_of(change) == "12:00:05 ruleset changed by tailscaled[812]:\n"
+                             "  + INPUT rule 1: -A INPUT -s 100.64.0.0/10 ! -i tailscale0 -m comment --comment\n"
+                             "    long -j DROP\n");
+    CHECK(text_of(change, {.quiet = true}).empty());
+
+    // iptables, run by a daemon; more than one line holds; another namespace.
+    change = added_rule();
+    change.netns = {4026532500, "blue", false};
+    change.changers = {{{900, "iptables"}, Process{812, "tailscaled"}, 1},
+                       {{901, "iptables"}, Process{812, "tailscaled"}, 1}};
+    change.removed = change.moved = change.added;
+    change.removed[0].rule.number = std::nullopt; // a policy
+    change.moved[0].was = 7;
+    change.moved[0].rule.backend = Backend::nftables;
+    change.moved[0].rule.family = RuleFamily::inet;
+    change.added.resize(9, change.added[0]);
+    change.more_added = 90;
+    const std::string text = text_of(change);
+    CHECK(text.starts_with("12:00:05 ruleset changed by iptables[900], iptables[901] of tailscaled[812],\n"
+                           "netns blue (4026532500):\n"
+                           "  - INPUT policy drop\n"
+                           "  + INPUT rule 1: -A INPUT -j DROP\n"));
+    CHECK(text.ends_with("  + INPUT rule 1: -A INPUT -j DROP\n    and 91 more\n"));
+    CHECK(std::count(text.begin(), text.end(), '\n') == 2 + 10 + 1);
+    change.added.clear(), change.removed.clear(), change.more_added = 0;
+    CHECK(text_of(change).ends_with("  ~ inet filter INPUT rule 1 (was 7): -A INPUT -j DROP\n"));
+
+    // Nobody in particular; nothing that drops; not known.
+    change = added_rule();
+    change.other_changes = 1;
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by tailscaled[812] (and 1 more change, not"));
+    change.changers.clear();
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by too many to tell apart (1 change):"));
+    change.other_changes = 0;
+    CHECK(text_of(change).starts_with("12:00:05 ruleset changed by a process not known:\n  + INPUT rule 1: "));
+    change.added.clear();
+    CHECK(text_of(change).empty());
+    CHECK(text_of(change, {.verbose = true}) ==
+          "12:00:05 ruleset changed by a process not known: no rule that drops differs\n");
+    change.unknown = "it is gone";
+    CHECK(text_of(change) == "12:00:05 ruleset changed by a process not known: it is gone\n");
+
+    change = added_rule();
+    change.changers[0].process.comm = "evil\x1b[2J\n";
+    change.added[0].rule.text = change.added[0].rule.chain = change.added[0].rule.table = "\x1b[31m\r\xff";
+    text_of(change);
+}
+
 TEST_CASE("quiet is the final summary alone, verbose shows noise", "[output]") {
     const auto use = [](TextOutput& out) {
         CHECK(out.start(start()));
@@ -704,6 +775,53 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
     CHECK(first["capabilities"]["nftables"]["exactness"] == "inferred");
     CHECK(checked(json_line(Lost{37, "ring", noon}, "web-1", noon + second))["since"] ==
           "2026-08-01T12:00:00.000000000Z");
+}
+
+TEST_CASE("a changed ruleset in JSON", "[output]") {
+    RulesetChange change = added_rule();
+    json line = checked(json_line(change, "web-1"));
+    CHECK(line["type"] == "ruleset");
+    CHECK(line["time"] == "2026-08-01T12:00:05.000000000Z");
+    CHECK(line["netns"] == json{{"inode", 4026531840}, {"name", nullptr}});
+    CHECK(line["backend"] == "iptables-legacy");
+    CHECK(line["generation"] == 18);
+    CHECK(line["by"] == json{{"pid", 812}, {"comm", "tailscaled"}});
+    CHECK(line["changers"] ==
+          json::array(
+              {{{"pid", 812}, {"comm", "tailscaled"}, {"parent", {{"pid", 1}, {"comm", "systemd"}}}, {"changes", 3}}}));
+    CHECK(line["other_changes"] == 0);
+    CHECK(line["unknown"].is_null());
+    CHECK(line["drops"]["removed"] == json::array());
+    CHECK(line["drops"]["moved"] == json::array());
+    CHECK(line["drops"]["more"] == json{{"added", 0}, {"removed", 0}, {"moved", 0}});
+    REQUIRE(line["drops"]["added"].size() == 1);
+    CHECK(line["drops"]["added"][0] == json{{"backend", "iptables-legacy"},
+                                            {"family", "ip"},
+                                            {"table", "filter"},
+                                            {"chain", "INPUT"},
+                                            {"number", 1},
+                                            {"handle", nullptr},
+                                            {"text", "-A INPUT -j DROP"},
+                                            {"path", {{{"chain", "INPUT"}, {"number", 1}, {"handle", nullptr}}}},
+                                            {"verdict", "drop"},
+                                            {"confidence", "exact"},
+                                            {"stale", false},
+                                            {"owner", nullptr}});
+
+    change.moved = change.added;
+    change.moved[0].was = 4;
+    change.more_moved = (1ULL << 53) + 1;
+    change.other_changes = 2;
+    line = checked(json_line(change, "web-1"));
+    CHECK(line["by"].is_null()); // it may have been another one
+    CHECK(line["drops"]["moved"][0]["was"] == 4);
+    CHECK(line["drops"]["more"]["moved"] == "9007199254740993");
+
+    change.changers.clear();
+    change.unknown = "it is gone";
+    line = checked(json_line(change, "web-1"));
+    CHECK(line["drops"].is_null());
+    CHECK(line["unknown"] == "it is gone");
 }
 
 TEST_CASE("every kind of line fits the schema", "[output]") {

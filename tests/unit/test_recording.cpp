@@ -38,6 +38,7 @@ struct Collected : Visitor {
     void meta(Meta value) override { metas.push_back(std::move(value)); }
     void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
+    void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows.emplace_back(key, packets); }
@@ -47,6 +48,7 @@ struct Collected : Visitor {
     std::vector<Meta> metas;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
+    std::vector<RulesetChange> changes;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
@@ -82,6 +84,7 @@ resolve_rule::Snapshot sample_snapshot() {
     chain.name = "INPUT";
     chain.hook = Hook::input;
     chain.policy_offset = 900;
+    chain.policy = "drop";
     chain.backend = Backend::iptables_legacy;
     chain.rules = {rule, jump};
     resolve_rule::SnapshotTable table;
@@ -90,6 +93,28 @@ resolve_rule::Snapshot sample_snapshot() {
     table.handle = 3;
     table.chains = {chain, {}};
     return {resolve_rule::SnapshotKind::ip6_tables, 4026531840, 17, {table}, {"could not read nat"}};
+}
+
+RulesetChange sample_change() {
+    RulesetChange change;
+    change.time_ns = 1'700'000'005'000'000'000;
+    change.netns.inode = 4026532500;
+    change.backend = Backend::iptables_nft;
+    change.generation = 18;
+    change.changers = {{{812, "tailscaled\xff"}, Process{1, "systemd"}, 3}, {{813, "nft"}, std::nullopt, 1}};
+    change.other_changes = 40;
+    Rule rule{Backend::iptables_nft, RuleFamily::ip6, "filter", "ts-input", 3, 10, "-A ts-input -j DROP", {}};
+    rule.path = {{"ts-input", 3, 10}};
+    rule.verdict = "reject";
+    Rule policy;
+    policy.chain = "INPUT";
+    change.added = {{rule, std::nullopt, {}}};
+    change.removed = {{policy, std::nullopt, {}}};
+    change.moved = {{rule, 2, {}}};
+    change.more_added = 7;
+    change.more_removed = 8;
+    change.more_moved = 9;
+    return change;
 }
 
 tsdt_drop sample_drop(std::uint32_t id) {
@@ -118,6 +143,7 @@ std::string sample_file(const Directory& directory) {
     REQUIRE(writer);
     REQUIRE(writer->meta(sample_meta()));
     REQUIRE(writer->snapshot(sample_snapshot()));
+    REQUIRE(writer->ruleset(sample_change()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
     REQUIRE(writer->drop(sample_drop(2)));
@@ -214,6 +240,8 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(chain.name == "INPUT");
     CHECK(chain.hook == Hook::input);
     CHECK(chain.policy_offset == 900u);
+    CHECK(chain.policy == "drop");
+    CHECK_FALSE(snapshot.tables[0].chains[1].policy);
     CHECK_FALSE(chain.handle);
     CHECK(chain.backend == Backend::iptables_legacy);
     REQUIRE(chain.rules.size() == 2);
@@ -225,6 +253,42 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(chain.rules[1].handle == 0xfedcba9876543210u);
     CHECK(chain.rules[1].jump_offset == 5u);
     CHECK(chain.rules[1].is_goto);
+
+    REQUIRE(got.changes.size() == 1);
+    const RulesetChange& change = got.changes[0];
+    CHECK(change.time_ns == 1'700'000'005'000'000'000);
+    CHECK(change.netns.inode == 4026532500);
+    CHECK(change.backend == Backend::iptables_nft);
+    CHECK(change.generation == 18);
+    REQUIRE(change.changers.size() == 2);
+    CHECK(change.changers[0].process.pid == 812);
+    CHECK(change.changers[0].process.comm == "tailscaled\xef\xbf\xbd");
+    CHECK(change.changers[0].changes == 3);
+    REQUIRE(change.changers[0].parent);
+    CHECK(change.changers[0].parent->comm == "systemd");
+    CHECK_FALSE(change.changers[1].parent);
+    CHECK(change.other_changes == 40);
+    REQUIRE(change.added.size() == 1);
+    CHECK(change.added[0].rule.backend == Backend::iptables_nft);
+    CHECK(change.added[0].rule.family == RuleFamily::ip6);
+    CHECK(change.added[0].rule.table == "filter");
+    CHECK(change.added[0].rule.chain == "ts-input");
+    CHECK(change.added[0].rule.number == 3u);
+    CHECK(change.added[0].rule.handle == 10u);
+    CHECK(change.added[0].rule.text == "-A ts-input -j DROP");
+    CHECK(change.added[0].rule.verdict == "reject");
+    REQUIRE(change.added[0].rule.path.size() == 1);
+    CHECK(change.added[0].rule.path[0].number == 3u);
+    CHECK_FALSE(change.added[0].was);
+    REQUIRE(change.removed.size() == 1);
+    CHECK_FALSE(change.removed[0].rule.number);
+    CHECK_FALSE(change.removed[0].rule.text);
+    REQUIRE(change.moved.size() == 1);
+    CHECK(change.moved[0].was == 2u);
+    CHECK(change.more_added == 7);
+    CHECK(change.more_removed == 8);
+    CHECK(change.more_moved == 9);
+    CHECK(change.unknown.empty());
 
     REQUIRE(got.causes.size() == 2);
     CHECK(got.causes[0].packets == 1);
@@ -312,6 +376,18 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Collected collected;
     CHECK(read("/nonexistent/x", collected).error().message == "--replay /nonexistent/x: No such file or directory");
     CHECK_FALSE(read("/", collected));
+}
+
+TEST_CASE("recording: a change of a ruleset holds no more than it may") {
+    REQUIRE(ruleset_from_json(to_json(sample_change())));
+    CHECK_FALSE(ruleset_from_json("[]"));
+    CHECK_FALSE(ruleset_from_json("{}"));
+    RulesetChange change = sample_change();
+    change.removed.resize(RulesetChange::max_rules + 1);
+    CHECK(ruleset_from_json(to_json(change)).error().message.find("more rules") != std::string::npos);
+    change = sample_change();
+    change.changers.resize(RulesetChange::max_changers + 1);
+    CHECK_FALSE(ruleset_from_json(to_json(change)));
 }
 
 TEST_CASE("recording: damage after the beginning ends the replay with a warning") {

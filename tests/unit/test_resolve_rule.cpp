@@ -865,13 +865,16 @@ TEST_CASE("resolve_rule: a legacy policy, a legacy reject, and a table of arp_ta
 namespace {
 
 struct FakeMachine {
-    std::uint32_t generation = 2; // even: no change is under way
+    std::uint32_t generation = 2;
     int changes_while_reading = 0;
     int reads = 0, observed = 0;
     std::size_t rules = 1;
     bool fails = false;
 
-    LiveSnapshots live{[this](SnapshotKind) { return generation; }, [this](const Snapshot&) { observed++; },
+    LiveSnapshots live{[this](SnapshotKind) {
+                           return Generation{generation, false};
+                       },
+                       [this](const Snapshot&) { observed++; },
                        [this](SnapshotKind kind, std::uint32_t netns, std::size_t) { return read(kind, netns); }};
 
     Result<Snapshot> read(SnapshotKind kind, std::uint32_t netns) {
@@ -963,8 +966,8 @@ TEST_CASE("resolve_rule: a ruleset that changes while it is read", "[resolve_rul
 }
 
 TEST_CASE("resolve_rule: a change under way is waited for, but not for ever", "[resolve_rule]") {
-    int looks = 0, last_odd = 3, reads = 0;
-    auto generation = [&](SnapshotKind) -> std::uint32_t { return ++looks <= last_odd ? 5 : 6; };
+    int looks = 0, last_busy = 3, reads = 0;
+    auto generation = [&](SnapshotKind) { return ++looks <= last_busy ? Generation{5, true} : Generation{6, false}; };
     auto reader = [&](SnapshotKind, std::uint32_t, std::size_t) {
         reads++;
         return Result<Snapshot>(Snapshot{});
@@ -974,10 +977,29 @@ TEST_CASE("resolve_rule: a change under way is waited for, but not for ever", "[
     CHECK(snapshot->generation == 6); // what the drop of generation 5 met is not known
     CHECK(reads == 1);
 
-    looks = 0, last_odd = 1000; // odd for another reason
-    snapshot = LiveSnapshots(generation, {}, reader).get(SnapshotKind::ip_tables, 1, 5);
+    looks = 0, last_busy = 1000; // what is read then may be the ruleset of before or after
+    int kept = 0;
+    LiveSnapshots busy(
+        generation, [&](const Snapshot&) { kept++; }, reader);
+    snapshot = busy.get(SnapshotKind::ip_tables, 1, 5);
     REQUIRE(snapshot);
-    CHECK(snapshot->generation == 5);
+    CHECK(snapshot->generation != 5);
+    CHECK(reads == 1);
+    CHECK(kept == 0);
+
+    // Two changes at once: the counter stands at an even number of begins and ends, and both are under way.
+    bool changing = true;
+    auto overlapping = [&](SnapshotKind) { return Generation{6, changing}; };
+    LiveSnapshots live(
+        overlapping, [&](const Snapshot&) { kept++; }, reader);
+    live.get(SnapshotKind::ip_tables, 1, 6);
+    CHECK(kept == 0);
+    changing = false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(60)); // three times as long as the last attempt
+    snapshot = live.get(SnapshotKind::ip_tables, 1, 6);
+    REQUIRE(snapshot);
+    CHECK(snapshot->generation == 6);
+    CHECK(kept == 1);
 }
 
 TEST_CASE("resolve_rule: a ruleset that cannot be read, until it can", "[resolve_rule]") {

@@ -24,7 +24,9 @@
 #include <unistd.h>
 
 #include "attach/kernel_types.h"
+#include "attach/lost_changes.h"
 #include "tsdroptrace.skel.h"
+#include "util/netns.h"
 
 namespace tsdroptrace::attach {
 namespace {
@@ -256,8 +258,9 @@ struct Tracer::State {
     struct RingDeleter {
         void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
     };
-    std::unique_ptr<ring_buffer, RingDeleter> ring;
+    std::unique_ptr<ring_buffer, RingDeleter> ring, changes_ring;
     const std::function<bool(std::span<const std::byte>)>* sink = nullptr;
+    const std::function<void(std::span<const std::byte>)>* changes_sink = nullptr;
 
     bool traces(std::string_view function) const {
         return attached.contains(fmt::format("fentry/{}", function)) ||
@@ -265,6 +268,9 @@ struct Tracer::State {
     }
     const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
     std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
+    void forget_lost_changes();
+
+    std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
@@ -365,6 +371,17 @@ std::uint64_t Tracer::State::missed() const {
     return info.recursion_misses;
 }
 
+void Tracer::State::forget_lost_changes() {
+    for (std::size_t which = 0; which < lost_changes.size(); ++which) {
+        const std::uint32_t generation = __atomic_load_n(&maps_of().bss->generations[which], __ATOMIC_ACQUIRE);
+        auto& changing = maps_of().bss->changing[which];
+        auto under_way = __atomic_load_n(&changing, __ATOMIC_ACQUIRE);
+        if (lost_changes[which].are_there(generation, under_way, std::chrono::steady_clock::now()) &&
+            __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            spdlog::debug("the end of {} changes of a ruleset was missed", under_way);
+    }
+}
+
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
 int Tracer::State::add(bool with_functions, bool with_emitter) {
@@ -400,6 +417,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object->rodata->by_netns = !filter.netns.empty();
     object->rodata->by_device = !filter.devices.empty();
     object->rodata->rules_only = filter.rules_only;
+    object->rodata->own_netns = current_netns();
     object->rodata->percpu_counters = cpus > 1;
     object->rodata->cpus = static_cast<std::uint32_t>(cpus);
     object->rodata->pool_chunks = pool_chunks(cpus);
@@ -515,7 +533,13 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         return (*self->sink)({static_cast<const std::byte*>(data), size}) ? 0 : -ECANCELED;
     };
     state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps_of().maps.events), on_record, state.get(), nullptr));
-    if (!state->ring)
+    const auto on_change = [](void* context, void* data, std::size_t size) -> int {
+        (*static_cast<State*>(context)->changes_sink)({static_cast<const std::byte*>(data), size});
+        return 0;
+    };
+    state->changes_ring.reset(
+        ring_buffer__new(bpf_map__fd(state->maps_of().maps.changes), on_change, state.get(), nullptr));
+    if (!state->ring || !state->changes_ring)
         return Error{ErrorKind::other, fmt::format("cannot map the ring buffer: {}", std::strerror(errno))};
     return std::unique_ptr<Tracer>(new Tracer(std::move(state)));
 }
@@ -526,6 +550,7 @@ void Tracer::stop() {
 }
 
 void Tracer::refresh() {
+    state_->forget_lost_changes();
     if (!state_->problem.empty())
         return;
     auto& seen = *state_->maps_of().bss;
@@ -551,6 +576,15 @@ Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(
     state_->sink = nullptr;
     if (got < 0 && got != -EINTR && got != -ECANCELED)
         return Error{ErrorKind::other, fmt::format("cannot read the ring buffer: {}", std::strerror(-got))};
+    return Ok{};
+}
+
+Status Tracer::poll_changes(const std::function<void(std::span<const std::byte>)>& sink) {
+    state_->changes_sink = &sink;
+    const int got = ring_buffer__consume(state_->changes_ring.get());
+    state_->changes_sink = nullptr;
+    if (got < 0)
+        return Error{ErrorKind::other, fmt::format("cannot read the ring buffer of changes: {}", std::strerror(-got))};
     return Ok{};
 }
 
@@ -633,8 +667,21 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
     return lost;
 }
 
-std::uint32_t Tracer::generation(RulesetKind kind) const {
-    return __atomic_load_n(&state_->maps_of().bss->generations[static_cast<std::size_t>(kind)], __ATOMIC_ACQUIRE);
+resolve_rule::Generation Tracer::generation(RulesetKind kind) const {
+    const auto& bss = *state_->maps_of().bss;
+    const auto which = static_cast<std::size_t>(kind);
+    // In this order: a change that begins in between shows.
+    const std::uint32_t number = __atomic_load_n(&bss.generations[which], __ATOMIC_ACQUIRE);
+    return {number, __atomic_load_n(&bss.changing[which], __ATOMIC_ACQUIRE) > 0};
+}
+
+decode::ChangeCounts Tracer::change_counts() const {
+    const auto& bss = *state_->maps_of().bss;
+    decode::ChangeCounts counts;
+    counts.told = __atomic_load_n(&bss.changes_told, __ATOMIC_ACQUIRE);
+    for (std::size_t i = 0; i < counts.untold.size(); ++i)
+        counts.untold[i] = __atomic_load_n(&bss.changes_untold[i], __ATOMIC_ACQUIRE);
+    return counts;
 }
 
 std::uint64_t Tracer::map_memory() const {

@@ -18,6 +18,7 @@
 #include "decode/decode.h"
 #include "model.h"
 #include "options.h"
+#include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::attach {
@@ -57,14 +58,18 @@ public:
     bool traces(std::string_view function) const; // now
     const decode::KernelNames& names() const;     // as of the start
 
-    // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most `timeout`, or until
-    // `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
+    // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
+    // `timeout`, or until `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.
     Status poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink);
 
-    // Nothing is counted or recorded any more; what the maps and the ring buffer hold stays readable.
+    // The same with the records of changed rulesets (struct tsdt_ruleset_change) that are there. Does not wait.
+    Status poll_changes(const std::function<void(std::span<const std::byte>)>& sink);
+
+    // No packet is counted or recorded any more; what the maps and the ring buffer hold stays readable.
     void stop();
 
-    // Attaches to modules that have been loaded since. Cheap when there are none; call it once a second.
+    // Attaches to modules that have been loaded since, and forgets changes of rulesets whose end was missed. Cheap when
+    // there are none; call it once a second.
     void refresh();
 
     std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
@@ -72,8 +77,9 @@ public:
     std::vector<FlowCount> flows() const;
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
-    lost_by_place() const;                            // by tsdt_lost: what the programs counted themselves
-    std::uint32_t generation(RulesetKind kind) const; // bumped before and after each change: odd while one is under way
+    lost_by_place() const; // by tsdt_lost: what the programs counted themselves
+    resolve_rule::Generation generation(RulesetKind kind) const;
+    decode::ChangeCounts change_counts() const;
 
     // Bytes that the maps of all programs take.
     std::uint64_t map_memory() const;

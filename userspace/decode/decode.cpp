@@ -219,16 +219,6 @@ DropSite site(const tsdt_cause& cause, const KernelNames& names) {
     return site;
 }
 
-Netns netns(std::uint32_t inode, const Machine& machine) {
-    Netns netns;
-    netns.inode = inode;
-    netns.initial = inode != 0 && inode == machine.own_netns;
-    if (const auto found = machine.netns_names.find(inode); found != machine.netns_names.end()) {
-        netns.name = found->second;
-    }
-    return netns;
-}
-
 // What all packets of a cause share.
 Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machine) {
     Drop drop;
@@ -236,7 +226,7 @@ Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machi
     // Unsigned: a recording may claim any time, and a signed sum could overflow.
     drop.time_ns = static_cast<std::int64_t>(mono_ns + static_cast<std::uint64_t>(machine.realtime_minus_mono_ns));
     drop.cause_id = cause.id;
-    drop.netns = netns(cause.key.netns, machine);
+    drop.netns = decode_netns(cause.key.netns, machine);
     drop.site = site(cause, machine.names);
     return drop;
 }
@@ -274,6 +264,16 @@ std::string_view lost_place_name(std::size_t place) {
     return place < TSDT_LOST_MAX ? names[place] : "elsewhere";
 }
 
+Netns decode_netns(std::uint32_t inode, const Machine& machine) {
+    Netns netns;
+    netns.inode = inode;
+    netns.initial = inode != 0 && inode == machine.own_netns;
+    if (const auto found = machine.netns_names.find(inode); found != machine.netns_names.end()) {
+        netns.name = found->second;
+    }
+    return netns;
+}
+
 Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
     constexpr std::string_view name = "record of a dropped packet";
     auto record = copy<tsdt_drop>(bytes, name);
@@ -300,6 +300,25 @@ Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
         }
     }
     return record;
+}
+
+Result<tsdt_ruleset_change> read_ruleset_change(std::span<const std::byte> bytes) {
+    constexpr std::string_view name = "record of a changed ruleset";
+    auto record = copy<tsdt_ruleset_change>(bytes, name);
+    if (record && record->ruleset >= TSDT_RULESET_MAX) {
+        return inconsistent(name, "the kind of its ruleset", record->ruleset);
+    }
+    return record;
+}
+
+Changer decode_changer(const tsdt_ruleset_change& record) {
+    Changer changer;
+    changer.process = {record.pid, std::string(text(record.comm))};
+    if (record.parent_pid != 0) {
+        changer.parent = Process{record.parent_pid, std::string(text(record.parent_comm))};
+    }
+    changer.changes = 1;
+    return changer;
 }
 
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes) {

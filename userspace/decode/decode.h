@@ -3,6 +3,7 @@
 // Text from the kernel comes out as it was, without its padding; who prints it escapes it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -43,9 +44,21 @@ Result<std::vector<std::uint32_t>> reason_codes(const std::vector<std::string>& 
 // Where details were lost, as the JSON lines call it; `place` is a tsdt_lost.
 std::string_view lost_place_name(std::size_t place);
 
-// One record of the ring buffer. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
+// One record of the ring buffer `events`. Fails when it is not a whole tsdt_drop or contradicts itself; the bytes are
 // copied, so they may be unaligned and may go away.
 Result<tsdt_drop> read_drop(std::span<const std::byte> bytes);
+
+// Changes of rulesets since the start, as the kernel counts them.
+struct ChangeCounts {
+    std::uint64_t told = 0;                                 // each by a tsdt_ruleset_change
+    std::array<std::uint64_t, TSDT_NETNS_CLASSES> untold{}; // without one, by tsdt_netns_class: they came too fast
+};
+
+// One record of the ring buffer `changes`. As read_drop.
+Result<tsdt_ruleset_change> read_ruleset_change(std::span<const std::byte> bytes);
+
+// Who made that change. `record` has passed read_ruleset_change. Never fails.
+Changer decode_changer(const tsdt_ruleset_change& record);
 
 // One value of the map `causes`. As read_drop.
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
@@ -53,6 +66,9 @@ Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
 Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine& machine);
+
+// The namespace with that inode.
+Netns decode_netns(std::uint32_t inode, const Machine& machine);
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

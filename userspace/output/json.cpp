@@ -158,6 +158,27 @@ json to_json(const Capability& capability) {
             {"reason", capability.reason.empty() ? json(nullptr) : json(capability.reason)}};
 }
 
+json to_json(const Process& process) {
+    return {{"pid", process.pid}, {"comm", process.comm}};
+}
+
+json to_json(const Changer& changer) {
+    json out = to_json(changer.process);
+    out["parent"] = changer.parent ? to_json(*changer.parent) : json(nullptr);
+    out["changes"] = number(changer.changes);
+    return out;
+}
+
+json to_json(const std::vector<ChangedRule>& rules) {
+    json out = json::array();
+    for (const ChangedRule& changed : rules) {
+        out.push_back(to_json(&changed.rule, changed.owner));
+        if (changed.was)
+            out.back()["was"] = *changed.was;
+    }
+    return out;
+}
+
 json line_head(const char* type, std::int64_t time_ns, const std::string& host) {
     return {{"schema_version", 1}, {"type", type}, {"time", rfc3339_utc(time_ns)}, {"host", host}};
 }
@@ -190,7 +211,7 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["rule"] = to_json(drop.rule.get(), drop.owner);
     line["process"] = nullptr;
     if (drop.process)
-        line["process"] = {{"pid", drop.process->pid}, {"comm", drop.process->comm}};
+        line["process"] = to_json(*drop.process);
     line["explanation"] = to_json(drop.explanation.get());
     return finish(line);
 }
@@ -200,6 +221,29 @@ std::string json_line(const Lost& lost, const std::string& host, std::int64_t ti
     line["count"] = number(lost.count);
     line["where"] = lost.where;
     line["since"] = rfc3339_utc(lost.since_ns);
+    return finish(line);
+}
+
+std::string json_line(const RulesetChange& change, const std::string& host) {
+    json line = line_head("ruleset", change.time_ns, host);
+    line["netns"] = to_json(change.netns);
+    line["backend"] = to_string(change.backend);
+    line["generation"] = change.generation;
+    line["by"] = change.by() ? to_json(change.by()->process) : json(nullptr);
+    line["changers"] = json::array();
+    for (const Changer& changer : change.changers)
+        line["changers"].push_back(to_json(changer));
+    line["other_changes"] = number(change.other_changes);
+    line["drops"] = nullptr;
+    if (change.unknown.empty())
+        line["drops"] = {{"added", to_json(change.added)},
+                         {"removed", to_json(change.removed)},
+                         {"moved", to_json(change.moved)},
+                         {"more",
+                          {{"added", number(change.more_added)},
+                           {"removed", number(change.more_removed)},
+                           {"moved", number(change.more_moved)}}}};
+    line["unknown"] = change.unknown.empty() ? json(nullptr) : json(change.unknown);
     return finish(line);
 }
 
@@ -230,6 +274,10 @@ Status JsonOutput::drop(const Drop& drop, bool) {
 
 Status JsonOutput::lost(const Lost& lost) {
     return write(json_line(lost, host_, now_()));
+}
+
+Status JsonOutput::ruleset(const RulesetChange& change) {
+    return write(json_line(change, host_));
 }
 
 Status JsonOutput::summary(const Summary& summary) {

@@ -16,6 +16,7 @@ namespace tsdroptrace::output {
 std::string json_line(const Start& start);
 std::string json_line(const Drop& drop, const std::string& host);
 std::string json_line(const Lost& lost, const std::string& host, std::int64_t time_ns);
+std::string json_line(const RulesetChange& change, const std::string& host);
 std::string json_line(const Summary& summary, const std::string& host);
 
 class JsonOutput : public Output {
@@ -28,6 +29,7 @@ public:
     Status start(const Start& start) override;
     Status drop(const Drop& drop, bool new_cause) override;
     Status lost(const Lost& lost) override;
+    Status ruleset(const RulesetChange& change) override;
     Status summary(const Summary& summary) override;
     Status progress(const Summary&) override { return Ok{}; }
 

@@ -19,6 +19,7 @@ public:
     virtual Status start(const Start& start) = 0;              // first, once, with every probe attached
     virtual Status drop(const Drop& drop, bool new_cause) = 0; // new_cause: Aggregator::first_of_cause said so
     virtual Status lost(const Lost& lost) = 0;
+    virtual Status ruleset(const RulesetChange& change) = 0;
     virtual Status summary(const Summary& summary) = 0;
     virtual Status progress(const Summary& summary) = 0; // may be called often; outputs without a live view ignore it
 };

@@ -12,6 +12,7 @@ std::string schema() {
     { "$ref": "#/$defs/start" },
     { "$ref": "#/$defs/drop" },
     { "$ref": "#/$defs/lost" },
+    { "$ref": "#/$defs/ruleset" },
     { "$ref": "#/$defs/summary" }
   ],
   "$defs": {
@@ -289,6 +290,66 @@ std::string schema() {
         "count": { "$ref": "#/$defs/count" },
         "where": { "type": "string" },
         "since": { "$ref": "#/$defs/time" }
+      }
+    },
+    "changed_rules": {
+      "description": "rules and policies that drop, at most 100; `path` is the rule alone",
+      "type": "array",
+      "items": {
+        "type": "object",
+        "$ref": "#/$defs/rule_or_null",
+        "properties": { "was": { "description": "the number that it had", "$ref": "#/$defs/u32" } }
+      }
+    },
+    "ruleset": {
+      "type": "object",
+      "required": [
+        "schema_version", "type", "time", "host", "netns", "backend", "generation", "by", "changers", "other_changes",
+        "drops", "unknown"
+      ],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "ruleset" },
+        "time": { "description": "of the last change", "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "netns": { "$ref": "#/$defs/netns" },
+        "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+        "generation": { "description": "of all rulesets of the kernel's backend on this machine", "$ref": "#/$defs/u32" },
+        "by": { "description": "null: several may have changed it, see changers", "$ref": "#/$defs/process_or_null" },
+        "changers": {
+          "description": "who changed it since the line before, at most 8",
+          "type": "array",
+          "items": {
+            "type": "object",
+            "required": ["pid", "comm", "parent", "changes"],
+            "properties": {
+              "pid": { "$ref": "#/$defs/u32" },
+              "comm": { "type": "string" },
+              "parent": { "description": "the process that started it", "$ref": "#/$defs/process_or_null" },
+              "changes": { "$ref": "#/$defs/count" }
+            }
+          }
+        },
+        "other_changes": {
+          "description": "changes by others, or by whom is not known; they may have been of another ruleset",
+          "$ref": "#/$defs/count"
+        },
+        "drops": {
+          "oneOf": [
+            { "type": "null" },
+            {
+              "type": "object",
+              "required": ["added", "removed", "moved", "more"],
+              "properties": {
+                "added": { "$ref": "#/$defs/changed_rules" },
+                "removed": { "$ref": "#/$defs/changed_rules" },
+                "moved": { "$ref": "#/$defs/changed_rules" },
+                "more": { "description": "beyond those in the lists", "$ref": "#/$defs/counts" }
+              }
+            }
+          ]
+        },
+        "unknown": { "description": "why drops is null", "$ref": "#/$defs/text_or_null" }
       }
     },
     "summary": {

@@ -194,6 +194,53 @@ std::string owner_line(const Owner& owner) {
     return out;
 }
 
+std::string process_name(const Process& process) {
+    return fmt::format("{}[{}]", printable(process.comm), process.pid);
+}
+
+// "tailscaled[812]", "iptables[900] of tailscaled[812]", "nft[900], nft[901], nft[902] and others"
+std::string changers_text(const RulesetChange& change) {
+    constexpr std::size_t shown = 3;
+    std::string out;
+    for (std::size_t i = 0; i < std::min(change.changers.size(), shown); ++i)
+        out += (i == 0 ? "" : ", ") + process_name(change.changers[i].process);
+    if (out.empty())
+        return change.other_changes != 0
+                   ? fmt::format("too many to tell apart ({})", counted(change.other_changes, "change"))
+                   : "a process not known";
+    if (change.other_changes != 0)
+        out += fmt::format(" (and {}, not told by whom)", counted(change.other_changes, "more change"));
+    else if (change.changers.size() > shown)
+        out += " and others";
+    const auto& parent = change.changers[0].parent;
+    constexpr std::uint32_t init = 1;
+    const bool of_one = parent && parent->pid != init && std::ranges::all_of(change.changers, [&](const Changer& c) {
+                            return c.parent && c.parent->pid == parent->pid;
+                        });
+    return of_one && change.other_changes == 0 ? out + " of " + process_name(*parent) : out;
+}
+
+struct ChangeLine {
+    char sign;
+    std::string text;
+};
+
+// "ts-input rule 3: -A ts-input ... -j DROP"
+ChangeLine change_line(char sign, const ChangedRule& changed) {
+    const Rule& rule = changed.rule;
+    // Only what the rule itself does not say: an iptables rule names its chain, and nft's tables have two names.
+    std::string out = rule.backend == Backend::nftables
+                          ? fmt::format("{} {} ", to_string(rule.family), printable(rule.table))
+                          : fmt::format("{}{}", rule.table == "filter" ? "" : printable(rule.table) + " ",
+                                        rule.family == RuleFamily::ip6 ? "IPv6 " : "");
+    if (!rule.number)
+        return {sign, fmt::format("{}{} policy {}", out, printable(rule.chain), printable(rule.verdict))};
+    out += fmt::format("{} rule {}", printable(rule.chain), *rule.number);
+    if (changed.was)
+        out += fmt::format(" (was {})", *changed.was);
+    return {sign, fmt::format("{}: {}", out, rule.text ? printable(*rule.text) : "its text could not be read")};
+}
+
 // Narrower than this nothing can be read, so there a line breaks where the terminal breaks it.
 std::size_t width_of(const TextOptions& options) {
     return std::max(options.width, 40U);
@@ -404,6 +451,43 @@ Status TextOutput::lost(const Lost& lost) {
         return Ok{};
     Page page(options_);
     page.paragraph("", describe_lost(lost.where, lost.count), 0);
+    return print(page.take());
+}
+
+Status TextOutput::ruleset(const RulesetChange& change) {
+    constexpr std::size_t shown = 10;
+    if (options_.quiet || (!options_.verbose && !change.drops_differ() && change.unknown.empty()))
+        return Ok{};
+    std::vector<ChangeLine> lines;
+    std::uint64_t more = change.more_added + change.more_removed + change.more_moved;
+    for (const auto& [sign, rules] : {std::pair('-', &change.removed), {'+', &change.added}, {'~', &change.moved}}) {
+        for (const ChangedRule& changed : *rules) {
+            if (lines.size() < shown)
+                lines.push_back(change_line(sign, changed));
+            else
+                ++more;
+        }
+    }
+    std::string head = fmt::format("{} ruleset changed by {}", clock_local(change.time_ns), changers_text(change));
+    if (!change.netns.initial)
+        head += ", netns " + netns_name(change.netns);
+    if (!change.unknown.empty())
+        head += ": " + change.unknown;
+    else if (lines.empty())
+        head += ": no rule that drops differs";
+    Page page(options_);
+    if (lines.size() == 1 && more == 0) {
+        std::string whole = fmt::format("{}: {} {}", head, lines[0].sign, lines[0].text);
+        if (columns(whole) <= width_of(options_)) {
+            page.paragraph("", whole, 0);
+            return print(page.take());
+        }
+    }
+    page.paragraph("", lines.empty() ? head : head + ":", 0);
+    for (const ChangeLine& line : lines)
+        page.paragraph(fmt::format("  {} ", line.sign), line.text, 4, Paint::strong);
+    if (more != 0)
+        page.paragraph("  ", fmt::format("and {} more", more), 4);
     return print(page.take());
 }
 

@@ -39,6 +39,7 @@ void describe(auto& archive, T& chain) {
     archive("offset", chain.offset);
     archive("hook", chain.hook);
     archive("policy_offset", chain.policy_offset);
+    archive("policy", chain.policy);
     archive("backend", chain.backend);
     archive("rules", chain.rules);
 }
@@ -99,6 +100,62 @@ void describe(auto& archive, T& start) {
     archive("host", start.host);
     archive("filter", start.filter);
     archive("capabilities", start.capabilities);
+}
+
+template <Is<Process> T>
+void describe(auto& archive, T& process) {
+    archive("pid", process.pid);
+    archive("comm", process.comm);
+}
+
+template <Is<Changer> T>
+void describe(auto& archive, T& changer) {
+    archive("process", changer.process);
+    archive("parent", changer.parent);
+    archive("changes", changer.changes);
+}
+
+template <Is<PathStep> T>
+void describe(auto& archive, T& step) {
+    archive("chain", step.chain);
+    archive("number", step.number);
+    archive("handle", step.handle);
+}
+
+template <Is<Rule> T>
+void describe(auto& archive, T& rule) {
+    archive("backend", rule.backend);
+    archive("family", rule.family);
+    archive("table", rule.table);
+    archive("chain", rule.chain);
+    archive("number", rule.number);
+    archive("handle", rule.handle);
+    archive("text", rule.text);
+    archive("path", rule.path);
+    archive("verdict", rule.verdict);
+}
+
+template <Is<ChangedRule> T>
+void describe(auto& archive, T& changed) {
+    archive("rule", changed.rule);
+    archive("was", changed.was);
+}
+
+template <Is<RulesetChange> T>
+void describe(auto& archive, T& change) {
+    archive("time_ns", change.time_ns);
+    archive("netns", change.netns.inode);
+    archive("backend", change.backend);
+    archive("generation", change.generation);
+    archive("changers", change.changers);
+    archive("other_changes", change.other_changes);
+    archive("added", change.added);
+    archive("removed", change.removed);
+    archive("moved", change.moved);
+    archive("more_added", change.more_added);
+    archive("more_removed", change.more_removed);
+    archive("more_moved", change.more_moved);
+    archive("unknown", change.unknown);
 }
 
 template <Is<Meta> T>
@@ -345,6 +402,20 @@ std::string to_json(const resolve_rule::Snapshot& snapshot) {
 
 std::string to_json(const NetnsName& netns) {
     return save(netns);
+}
+
+std::string to_json(const RulesetChange& change) {
+    return save(change);
+}
+
+Result<RulesetChange> ruleset_from_json(std::string_view text) {
+    auto change = load<RulesetChange>(text, "change of a ruleset");
+    if (change &&
+        (change->added.size() > RulesetChange::max_rules || change->removed.size() > RulesetChange::max_rules ||
+         change->moved.size() > RulesetChange::max_rules || change->changers.size() > RulesetChange::max_changers)) {
+        return Error{ErrorKind::other, "the change of a ruleset has more rules or processes than there may be"};
+    }
+    return change;
 }
 
 Result<NetnsName> netns_from_json(std::string_view text) {

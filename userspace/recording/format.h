@@ -23,7 +23,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 2; // 2: tsdt_drop has grown
+constexpr std::uint32_t format_version = 2;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -46,6 +46,7 @@ enum class FrameType : std::uint32_t {
     lost = 6,     // LostCounts; the last one counts
     end = 7,      // End
     netns = 8,    // JSON of NetnsName, before the first drop in that namespace
+    ruleset = 9,  // JSON of RulesetChange
 };
 
 struct FrameHeader {
@@ -87,11 +88,13 @@ std::string to_json(const Meta&);
 std::string to_json(const resolve_rule::Snapshot&);
 
 std::string to_json(const NetnsName&);
+std::string to_json(const RulesetChange&); // without what the pipeline fills in: name of the namespace, owners
 
 // The opposite. `text` may be anything: fails, with one sentence, when it is not such JSON. Memory is bounded by
 // some twenty times the length of `text`.
 Result<Meta> meta_from_json(std::string_view text);
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
+Result<RulesetChange> ruleset_from_json(std::string_view text);
 
 } // namespace tsdroptrace::recording

@@ -79,6 +79,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::lost, sizeof(LostCounts), sizeof(LostCounts)},
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
+    {FrameType::ruleset, 2, max_snapshot},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -183,6 +184,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         return std::nullopt;
     case FrameType::netns:
         return deliver(netns_from_json(text(payload)), [&](const NetnsName& netns) { visitor_.netns(netns); });
+    case FrameType::ruleset:
+        return deliver(ruleset_from_json(text(payload)),
+                       [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

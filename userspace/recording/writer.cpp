@@ -136,6 +136,10 @@ Status Writer::netns(const NetnsName& netns) {
     return append_json(FrameType::netns, to_json(netns), max_meta, "the name of a network namespace");
 }
 
+Status Writer::ruleset(const RulesetChange& change) {
+    return append_json(FrameType::ruleset, to_json(change), max_snapshot, "a change of a ruleset");
+}
+
 Status Writer::snapshot(const resolve_rule::Snapshot& snapshot) {
     return append_json(FrameType::snapshot, to_json(snapshot), max_snapshot, "a ruleset");
 }

@@ -31,6 +31,7 @@ public:
     Status meta(const Meta&);
     Status snapshot(const resolve_rule::Snapshot&); // one larger than max_snapshot fails and is left out alone
     Status netns(const NetnsName&);
+    Status ruleset(const RulesetChange&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);
     Status flow(const tsdt_flow_key&, std::uint64_t packets);

@@ -322,6 +322,7 @@ Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, c
             return wrong("a rule outside of any chain", entry.offset);
         SnapshotChain& chain = table.chains.back();
         if (chain.policy_offset == entry.offset) {
+            chain.policy = rule_of(entry, chain.name, chain_names).verdict;
             in_chain = false;
             continue;
         }

@@ -38,7 +38,7 @@ std::shared_ptr<const Snapshot> LiveSnapshots::get(SnapshotKind kind, std::uint3
             return kept;
     // A ruleset of the past cannot be read any more. Reading today's only tells that it is another one, and is
     // worth it once.
-    bool past = current_generation_(kind) != generation;
+    bool past = current_generation_(kind).number != generation;
     if ((past && ruleset.newest) || Clock::now() < ruleset.not_again_until)
         return ruleset.newest;
     return read(ruleset);
@@ -57,11 +57,9 @@ LiveSnapshots::Ruleset& LiveSnapshots::find(SnapshotKind kind, std::uint32_t net
     return rulesets_.front();
 }
 
-// Does not insist: changes that overlap in two namespaces, or one that was under way when tracing began, leave
-// the counter odd for longer than they last.
-std::uint32_t LiveSnapshots::quiet_generation(SnapshotKind kind) const {
-    std::uint32_t generation = current_generation_(kind);
-    for (int wait = 0; wait < 3 && generation % 2 != 0; wait++) {
+Generation LiveSnapshots::quiet_generation(SnapshotKind kind) const {
+    Generation generation = current_generation_(kind);
+    for (int wait = 0; wait < 3 && generation.changing; wait++) {
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
         generation = current_generation_(kind);
     }
@@ -72,15 +70,17 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
     auto begin = Clock::now();
     std::shared_ptr<const Snapshot> answer;
     for (int attempt = 0; attempt < max_attempts && !answer; attempt++) {
-        std::uint32_t before = quiet_generation(ruleset.kind);
-        auto snapshot = reader_(ruleset.kind, ruleset.netns, max_rules);
+        Generation before = quiet_generation(ruleset.kind);
+        // What would be read while a change is under way may be the ruleset before or after it.
+        auto snapshot =
+            before.changing ? Result<Snapshot>(Snapshot{}) : reader_(ruleset.kind, ruleset.netns, max_rules);
         if (!snapshot) {
             log_once(snapshot.error().message);
             break;
         }
-        std::uint32_t after = current_generation_(ruleset.kind);
-        if (before == after) {
-            snapshot->generation = after;
+        Generation after = current_generation_(ruleset.kind);
+        if (before.number == after.number && !before.changing) {
+            snapshot->generation = after.number;
             answer = std::make_shared<Snapshot>(std::move(*snapshot));
             keep(ruleset, answer);
         } else if (attempt + 1 == max_attempts && !ruleset.newest) {
@@ -88,7 +88,7 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
             auto changed = std::make_shared<Snapshot>();
             changed->kind = ruleset.kind;
             changed->netns = ruleset.netns;
-            changed->generation = after;
+            changed->generation = after.number + 1;
             changed->problems = {"the ruleset kept changing while it was read"};
             answer = changed;
         }

@@ -22,7 +22,7 @@ namespace tsdroptrace::resolve_rule {
 // Not thread-safe. get() may take as long as read_ruleset does, and then as often as three times.
 class LiveSnapshots : public SnapshotSource {
 public:
-    using CurrentGeneration = std::function<std::uint32_t(SnapshotKind)>;
+    using CurrentGeneration = std::function<Generation(SnapshotKind)>;
     using Observer = std::function<void(const Snapshot&)>;
     using Reader = std::function<Result<Snapshot>(SnapshotKind, std::uint32_t netns, std::size_t max_rules)>;
 
@@ -37,8 +37,8 @@ public:
     explicit LiveSnapshots(CurrentGeneration current_generation, Observer on_snapshot = {},
                            Reader reader = read_ruleset);
 
-    // A snapshot carries a generation only if the counter stood there before and after reading; while it is
-    // odd, a change is under way (tsdt_generation) and reading waits for up to 3 ms. Reading takes at most a
+    // A snapshot carries a generation only if the counter stood there before and after reading, and no change was
+    // under way; reading waits for one for up to 3 ms. Reading takes at most a
     // quarter of the time when rulesets change all the while; drops in between get the newest snapshot there
     // is. Each new problem goes to the log once.
     std::shared_ptr<const Snapshot> get(SnapshotKind kind, std::uint32_t netns, std::uint32_t generation) override;
@@ -55,7 +55,7 @@ private:
     };
 
     Ruleset& find(SnapshotKind kind, std::uint32_t netns);
-    std::uint32_t quiet_generation(SnapshotKind kind) const;
+    Generation quiet_generation(SnapshotKind kind) const;
     std::shared_ptr<const Snapshot> read(Ruleset& ruleset);
     void keep(Ruleset& ruleset, std::shared_ptr<const Snapshot> snapshot);
     void log_once(const std::string& problem);

@@ -207,6 +207,11 @@ private:
             return;
         text.remove_prefix(at + word.size());
         chain().hook = by_name(hooks, text.substr(0, text.find(' ')));
+        constexpr std::string_view policy = "; policy ";
+        if (std::size_t found = text.find(policy); found != text.npos) {
+            text.remove_prefix(found + policy.size());
+            chain().policy = text.substr(0, text.find(';'));
+        }
     }
 
     bool add_to_rule(std::string_view text) {

@@ -227,7 +227,7 @@ Rule rule_of_kernel(const tsdt_cause& cause, RuleFamily family, std::size_t step
     return rule;
 }
 
-std::optional<SnapshotKind> snapshot_kind(std::uint8_t source, RuleFamily family) {
+std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
     if (is_nft(source))
         return SnapshotKind::nf_tables;
     switch (family) {
@@ -241,6 +241,12 @@ std::optional<SnapshotKind> snapshot_kind(std::uint8_t source, RuleFamily family
 }
 
 } // namespace
+
+std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause) {
+    auto family = rule_family(cause.family);
+    bool names_one = is_nft(cause.key.source) || is_legacy(cause.key.source);
+    return names_one && family ? kind_of(cause.key.source, *family) : std::nullopt;
+}
 
 std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsdt_drop& drop) {
     std::uint8_t source = cause.key.source;
@@ -258,7 +264,7 @@ std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsd
     auto rule = std::make_shared<Rule>(rule_of_kernel(cause, *family, steps));
 
     std::shared_ptr<const Snapshot> snapshot;
-    if (auto kind = snapshot_kind(source, *family))
+    if (auto kind = kind_of(source, *family))
         snapshot = source_.get(*kind, cause.key.netns, cause.key.generation);
     if (!snapshot)
         return rule; // perhaps it can be read next time

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "bpf/event.h"
@@ -24,6 +25,9 @@ public:
     // any more, the newest one, whose generation then differs; null when none could be read at all.
     virtual std::shared_ptr<const Snapshot> get(SnapshotKind kind, std::uint32_t netns, std::uint32_t generation) = 0;
 };
+
+// The ruleset that the rule or policy of a cause is in; nullopt when it names neither, or it is one that is not read.
+std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause);
 
 // Not thread-safe: one Resolver belongs to one thread.
 class Resolver {

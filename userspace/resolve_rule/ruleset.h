@@ -28,6 +28,7 @@ struct SnapshotChain {
     std::optional<std::uint32_t> offset;        // x_tables: of the chain's first entry
     std::optional<Hook> hook;                   // base and built-in chains only
     std::optional<std::uint32_t> policy_offset; // x_tables built-in chains: of the policy's entry
+    std::optional<std::string> policy;          // base and built-in chains: "drop", "accept"
     Backend backend = Backend::nftables;        // who can print and edit it
     std::vector<SnapshotRule> rules;            // in order: rules[0] is number 1
 };
@@ -40,6 +41,12 @@ struct SnapshotTable {
 };
 
 enum class SnapshotKind { nf_tables, ip_tables, ip6_tables };
+
+// Where the kernel's counter of changes stands; one for nf_tables and one for x_tables, whatever the namespace.
+struct Generation {
+    std::uint32_t number = 0;
+    bool changing = false; // a change is under way
+};
 
 struct Snapshot {
     SnapshotKind kind = SnapshotKind::nf_tables;

@@ -280,6 +280,7 @@ def replay(group, guest, validator, program, scenario):
     group.equal(len(after), len(before), "drop lines")
     for one, other in zip(before, after):
         group.equal(other, one, "a drop line replayed")
+    group.equal(again.of_type("ruleset"), live.of_type("ruleset"), "lines of changed rulesets replayed")
     for name in ("causes", "lost", "hidden"):
         group.equal(again.final[name], live.final[name], f"summary.{name} replayed")
     entries = lambda out: sorted(re.findall(r"^  rule    .*", out, re.M))  # noqa: E731
@@ -346,6 +347,10 @@ def late_modules(group, guest, validator):
             group.fields(drop, {"drop": expected_site(guest, backend, hook),
                                 "rule": expected_rule(backend, rules, family, table, [(chain, number)])},
                          f"{ip} port {port}")
+    # Rules that came with their module are told as new, if not by whom: nobody was watching yet.
+    added = {(rule["family"], rule["table"], rule["chain"], rule["number"])
+             for line in run.of_type("ruleset") for rule in line["drops"]["added"]}
+    group.equal(added, {case[4] for case in cases}, "rules that came")
 
 
 # ---- drops without a rule, and noise ----
@@ -693,6 +698,156 @@ def preempted(group, guest, backend):
                 "are missing, are what the rules' counters say")
 
 
+# ---- rulesets that change, and by whom ----
+
+# What each step of tests/vm/guest/ruleset.sh does to the rules that drop: chain, number and port of each; of one that
+# moves also the number that it had. A step whose name ends in "-untold" does nothing that is to be told. After it, the
+# packets that are sent, and the rule that drops each: port, number.
+RULESET_STEPS = {
+    "legacy": {
+        "add": {"added": [("INPUT", 2, 7901)], "packets": [(7900, 1), (7901, 2)]},
+        "accept-above": {"moved": [("INPUT", 2, 7900, 1), ("INPUT", 3, 7901, 2)], "packets": [(7900, 2), (7901, 3)]},
+        "replace": {"removed": [("INPUT", 2, 7900)], "added": [("INPUT", 2, 7903)], "packets": [(7901, 3), (7903, 2)]},
+        "policy": {"added": [("FORWARD", None, None)]},
+        "delete-first": {"moved": [("INPUT", 1, 7903, 2), ("INPUT", 2, 7901, 3)], "packets": [(7901, 2), (7903, 1)]},
+        "accept-only": {},
+        "restore": {"removed": [("INPUT", 1, 7903), ("INPUT", 2, 7901), ("FORWARD", None, None)],
+                    "added": [("INPUT", 1, 7905)], "packets": [(7905, 1)]},
+        "six": {"family": "ip6", "added": [("INPUT", 2, 7901)]},
+        "foreign-unseen-untold": {"packets": [(7920, 1)]},
+        "foreign": {"netns": "client", "added": [("INPUT", 1, 7922)],
+                    "moved": [("INPUT", 2, 7920, 1), ("INPUT", 3, 7921, 2)], "packets": [(7920, 2), (7922, 1)]},
+        "flush": {"removed": [("INPUT", 1, 7905)] + [("INPUT", 1 + i, 7950 + i) for i in range(1, 21)]},
+    },
+    "nft": {
+        "add": {"backend": "iptables-nft", "added": [("INPUT", 2, 7911)], "packets": [(7910, 1), (7911, 2)]},
+        "accept-above": {"backend": "iptables-nft", "moved": [("INPUT", 2, 7910, 1), ("INPUT", 3, 7911, 2)],
+                         "packets": [(7910, 2), (7911, 3)]},
+        "replace": {"backend": "iptables-nft", "removed": [("INPUT", 2, 7910)], "added": [("INPUT", 2, 7913)],
+                    "packets": [(7911, 3), (7913, 2)]},
+        "policy": {"backend": "iptables-nft", "added": [("FORWARD", None, None)]},
+        "flush": {"backend": "iptables-nft", "removed": [("INPUT", 2, 7913), ("INPUT", 3, 7911)]},
+        "table": {"family": "inet", "added": [("input", 1, 7931), ("input", 2, 7932), ("input", 3, 7933),
+                                              ("input", None, None)],
+                  "packets": [(7930, 1), (7931, 1), (7932, 2), (7933, 3)]},
+        "insert": {"family": "inet", "moved": [("input", 2, 7931, 1), ("input", 3, 7932, 2), ("input", 4, 7933, 3)],
+                   "packets": [(7931, 2)]},
+        "same-again": {"family": "inet", "packets": [(7931, 2)]},
+        "delete-table": {"family": "inet", "removed": [("input", 2, 7931), ("input", 3, 7932), ("input", 4, 7933),
+                                                       ("input", None, None)]},
+    },
+}
+
+
+def changed_rules(rules):
+    """A list of `drops` in the words of RULESET_STEPS."""
+    found = []
+    for rule in rules:
+        port = re.search(r"\b(79\d\d)\b", rule["text"] or "")
+        found.append((rule["chain"], rule["number"], int(port.group(1)) if port else None) +
+                     ((rule["was"],) if "was" in rule else ()))
+    return sorted(found, key=str)
+
+
+def ruleset(group, guest, validator, kind):
+    scenario = f"ruleset-{kind}"
+    run, marks = guest.run(scenario), guest.marks(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    pid, comm = guest.text(f"{scenario}/parent").split()
+    parent = {"pid": int(pid), "comm": comm}
+    steps = [line.split() for line in guest.text(f"{scenario}/changes").splitlines()]
+    begins = [float(step[3]) for step in steps] + [marks["burst.begin"], marks["run.stop"] + 10]
+    lines = run.of_type("ruleset")
+    expected_drops = []
+    for name, pid, comm, begin in steps:
+        begin, end = float(begin), min(b for b in begins if b > float(begin))
+        want = RULESET_STEPS[kind].get(name, {})
+        expected_drops += [(port, number) for port, number in want.get("packets", ()) for _ in range(2)]
+        if name == "many":
+            continue
+        told = [line for line in lines if begin <= seconds(line["time"]) < end]
+        if name == "owner":
+            group.equal([(line["by"], changed_rules(line["drops"]["added"]), changed_rules(line["drops"]["removed"]))
+                         for line in told],
+                        [({"pid": int(pid), "comm": comm}, *lists)
+                         for lists in (([("input", 1, 7936)], []), ([], [("input", 1, 7936)]))],
+                        f"{name}: the rule comes, and goes with its process")
+            continue
+        if name.endswith("-untold"):
+            group.equal(told, [], f"{name}: is no change of rules")
+            continue
+        if not group.equal(len(told), 1, f"{name}: lines"):
+            continue
+        line, by = told[0], {"pid": int(pid), "comm": comm[:15]}
+        group.fields(line, {
+            "backend": want.get("backend", "iptables-legacy" if kind == "legacy" else "nftables"),
+            "by": by, "changers": [{**by, "parent": parent, "changes": 1}], "other_changes": 0, "unknown": None,
+            "netns": {"name": want.get("netns"),
+                      "inode": lambda inode, w=want: (inode == guest.netns) == ("netns" not in w)}}, name)
+        for what in ("added", "removed", "moved"):
+            group.equal(changed_rules(line["drops"][what]), sorted(want.get(what, []), key=str), f"{name}: {what}")
+            for rule in line["drops"][what]:
+                family = want.get("family", "ip")
+                group.fields(rule, {"backend": line["backend"], "family": family, "stale": False,
+                                    "verdict": "reject" if "REJECT" in (rule["text"] or "") or
+                                    re.search(r"\breject\b", rule["text"] or "") else "drop"}, f"{name}: {what}")
+        changes = any(want.get(what) for what in ("added", "removed", "moved"))
+        shown = f"ruleset changed by {by['comm']}[{by['pid']}] of {parent['comm']}[{parent['pid']}]"
+        group.equal(" ".join(run.out.split()).count(shown), int(changes), f"{name}: on the terminal")
+
+    drops = sorted(run.drops, key=lambda d: d["mono_ns"])
+    if group.equal([d["packet"]["dport"] for d in drops], [port for port, _ in expected_drops], "drops, in their order"):
+        for drop, (port, number) in zip(drops, expected_drops):
+            group.fields(drop["rule"], {"number": number, "stale": False, "text": lambda text, p=port: str(p) in text},
+                         f"drop of port {port}")
+
+    # Many changes at once: none is lost, few lines.
+    burst = [line for line in lines if marks["burst.begin"] <= seconds(line["time"]) < marks["burst.end"]]
+    count = 20 if kind == "legacy" else 300
+    group.true(1 <= len(burst) <= 4, "a burst: lines", len(burst))
+    group.equal(sum(sum(c["changes"] for c in line["changers"]) + line["other_changes"] for line in burst), count,
+                "a burst: changes")
+    group.equal(sum(len(line["drops"]["added"]) + line["drops"]["more"]["added"] for line in burst), count,
+                "a burst: rules added")
+    changers = {(c["pid"], c["comm"]) for line in burst for c in line["changers"]}
+    if kind == "nft":
+        group.equal(changers, {(int(pid), comm) for name, pid, comm, _ in steps if name == "many"}, "a burst: by whom")
+    else:
+        group.equal({comm for _, comm in changers}, {"iptables-legacy"}, "a burst: by whom")
+    for line in burst:
+        one = len(line["changers"]) == 1 and line["other_changes"] == 0
+        group.equal(line["by"] is not None, one, "a burst: by is known if it was one process")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+
+
+def ruleset_overlap(group, guest, validator):
+    run, marks = guest.run("ruleset-overlap"), guest.marks("ruleset-overlap")
+    check_lines(group, run, validator)
+    rules = rulesets(guest, "ruleset-overlap", "after", "legacy")
+    # No packet is given the rule of another one, whatever is being changed.
+    named = [drop for drop in run.drops if drop["rule"]]
+    for drop in named:
+        port, rule = drop["packet"]["dport"], drop["rule"]
+        if (rule["chain"], rule["number"]) != ("INPUT", port - 7940) or (rule["text"] and str(port) not in rule["text"]):
+            group.true(False, f"port {port}: the rule of another packet", rule)
+    group.true(len(run.drops) > 40, "packets while rulesets change", len(run.drops))
+    group.true(len(named) >= 0.9 * len(run.drops), "drops whose rule is named", f"{len(named)} of {len(run.drops)}")
+    for number in range(1, 5):
+        counted = rules.rule("ip", "filter", "INPUT", number).packets
+        group.equal(len(run.drops_to_port(7940 + number)), counted, f"port {7940 + number}: drops and the rule's counter")
+    # Once it is quiet, nothing seems to be under way: rulesets are read again, and have their texts.
+    last = [drop for drop in run.drops if seconds(drop["time"]) > marks["quiet"]]
+    group.equal(len(last), 8, "drops once it is quiet")
+    for drop in last:
+        number = drop["packet"]["dport"] - 7940
+        group.fields(drop["rule"], expected_rule("legacy", rules, "ip", "filter", [("INPUT", number)]), "once it is quiet")
+    # Each of the many changes of our own ruleset is in a line, or the last line shows the rules as they were.
+    changers = {c["comm"] for line in run.of_type("ruleset") for c in line["changers"]}
+    group.equal(changers - {"iptables-legacy"}, set(), "nobody is blamed for what was done in the other namespace")
+
+
 # ---- all of it ----
 
 def all_checks(report, guest, validator, program):
@@ -700,7 +855,7 @@ def all_checks(report, guest, validator, program):
     wanted = ["late-modules", "various", "options", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
-    wanted += ["preempted-legacy", "preempted-nftables"]
+    wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
 
     def ran(group):
         for name in wanted:
@@ -724,6 +879,10 @@ def all_checks(report, guest, validator, program):
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
     run("rules that change", changes, guest)
+    for kind in ("legacy", "nft"):
+        run(f"who changes rulesets, {kind}", ruleset, guest, validator, kind)
+        run(f"replay of changed rulesets, {kind}", replay, guest, validator, program, f"ruleset-{kind}")
+    run("changes of rulesets that overlap", ruleset_overlap, guest, validator)
     run("options", options, guest, validator)
     run("filters", filters, guest, validator)
     run("filtered packets", filtered_packets, guest)

@@ -5,6 +5,13 @@
 # shellcheck source=lib.sh
 . /tests/lib.sh
 
+# traced FUNCTION...: returns when tsdroptrace has attached to all of them. It looks for new modules once a second, and
+# under emulation it may take seconds to attach.
+traced() {
+    wait_for 20 /sys/kernel/tracing/enabled_functions "$@"
+    pause 1 # and to what comes after these
+}
+
 network none
 cat /proc/modules >"$out/modules.before"
 trace run --dst "$ranges"
@@ -14,7 +21,7 @@ iptables-legacy -A INPUT -p udp --dport 7301 -j DROP
 ip6tables-legacy -A INPUT -p udp --dport 7301 -j REJECT
 iptables-legacy -t raw -A PREROUTING -p udp --dport 7302 -j DROP
 mark legacy.rules
-pause 2
+traced ipt_do_table ip6t_do_table
 ip netns exec provider /tests/send "$vm4" 2 7301 7302
 ip netns exec provider /tests/send "$vm6" 2 7301
 
@@ -30,7 +37,7 @@ table inet late {
 }
 NFT
 mark nft.rules
-pause 2
+traced nft_do_chain nft_lookup_eval nft_reject_inet_eval nft_target_eval_xt
 ip netns exec provider /tests/send "$vm4" 2 7303 7304 7305
 ip netns exec provider /tests/send "$vm6" 2 7303 7304 7305
 pause 1
