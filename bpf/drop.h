@@ -8,6 +8,8 @@
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"
+#include "hook_function.h"
+#include "queue.h"
 
 // Userspace loads this object again when a module appears whose types were not known before, and hands
 // over from one instance to the other by writing `control`.
@@ -111,6 +113,8 @@ enum place {
 	PLACE_OTHER = 1,
 	PLACE_NFT_DO_CHAIN = 2,
 	PLACE_NF_HOOK_SLOW = 3,
+	PLACE_NF_QUEUE = 4,
+	PLACE_REINJECT = 5,
 };
 
 struct {
@@ -235,11 +239,13 @@ __noinline int wanted(struct tsdt_drop *drop)
 
 	if (!drop || (by_reason && !chosen(TSDT_CHOICE_REASON, drop->key.reason)))
 		return 0;
+	if (drop->is_arp && by_proto) // it is no IP packet
+		return 0;
 	__builtin_memcpy(own.saddr, drop->saddr, sizeof(own.saddr));
 	__builtin_memcpy(own.daddr, drop->daddr, sizeof(own.daddr));
 	own.sport = drop->sport;
 	own.dport = drop->dport;
-	own.family = drop->family;
+	own.family = drop->is_arp ? 4 : drop->family;
 	own.proto = drop->proto;
 	own.has_ports = drop->has_ports;
 	own.no_ports = drop->no_ports;
@@ -293,6 +299,10 @@ __noinline int place_of(u64 location, struct scratch *scratch)
 		place = PLACE_NFT_DO_CHAIN;
 	else if (begins_with(scratch->symbol, "nf_hook_slow+", 13))
 		place = PLACE_NF_HOOK_SLOW;
+	else if (begins_with(scratch->symbol, "nf_queue+", 9))
+		place = PLACE_NF_QUEUE;
+	else if (begins_with(scratch->symbol, "nf_reinject+", 12) || begins_with(scratch->symbol, "nfqnl_reinject+", 15))
+		place = PLACE_REINJECT;
 	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
 	return place;
 }
@@ -416,9 +426,44 @@ __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *
 	key->rule = verdict->rule;
 	key->offset = verdict->offset;
 	key->generation = verdict->generation;
+	key->queue = verdict->queue;
 	__builtin_memcpy(drop->jumpstack, verdict->jumpstack, sizeof(drop->jumpstack));
 	device_name(drop->in_dev, verdict->in);
 	device_name(drop->out_dev, verdict->out);
+	return 0;
+}
+
+// The packet dies on its way to a program in userspace.
+__noinline int attribute_queue(struct scratch *scratch, u64 skb)
+{
+	enum { ESRCH = 3, ENOSPC = 28, ENOBUFS = 105 };
+	struct queueing *here = this_cpu_queueing();
+	struct tsdt_cause_key *key;
+	u32 why = TSDT_QUEUE_REFUSED;
+
+	if (!scratch)
+		return 0;
+	key = &scratch->drop.key;
+	key->source = TSDT_SOURCE_NETFILTER;
+	key->unknown = TSDT_UNKNOWN_QUEUE;
+	key->queue = TSDT_QUEUE_UNKNOWN;
+	if (here->skb != skb)
+		return 0;
+	here->skb = 0;
+	apply_state(scratch, (struct nf_hook_state *)here->state);
+	if (traces_nft && here->queued == skb && here->pkt) {
+		here->queued = 0;
+		attribute_nft(scratch, here->pkt, PLACE_NF_QUEUE);
+		if (key->source == TSDT_SOURCE_NETFILTER)
+			key->unknown = TSDT_UNKNOWN_QUEUE;
+	}
+	if (here->error == -ESRCH || (!here->error && *(volatile __u32 *)&queue_handler_absent))
+		why = TSDT_QUEUE_NOBODY;
+	else if (here->error == -ENOBUFS || here->error == -ENOSPC)
+		why = TSDT_QUEUE_FULL;
+	else if (!here->error)
+		why = TSDT_QUEUE_UNKNOWN;
+	key->queue = why | TSDT_QUEUE_NUMBERED | here->number;
 	return 0;
 }
 
@@ -450,7 +495,7 @@ __noinline int attribute_devices(struct scratch *scratch, u64 skb_address)
 
 // First met: describes the cause and enters it in the map. (Map keys and values must come out of a map before 6.2,
 // so this function finds the scratch space itself.)
-__noinline int add_cause(u32 emitter, bool with_verdict)
+__noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 {
 	struct scratch *scratch = this_cpu_scratch(emitter);
 	const struct verdict *verdict;
@@ -460,7 +505,7 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 
 	if (!scratch || !last_id)
 		return 0;
-	verdict = with_verdict ? &scratch->verdict : NULL;
+	verdict = &scratch->verdict;
 	cause = &scratch->cause;
 	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
 	cause->key = scratch->drop.key;
@@ -473,7 +518,13 @@ __noinline int add_cause(u32 emitter, bool with_verdict)
 		describe_table(cause->key.rule, cause);
 		describe_chain(cause->key.rule, &cause->step[0]);
 		cause->steps = 1;
-	} else if (verdict) {
+	} else if (cause->key.source == TSDT_SOURCE_HOOK_FUNCTION) {
+		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
+		cause->steps = 1;
+		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
+	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
+		list_hook_functions(cause, skb);
+	} else if (with_verdict) {
 		cause->family = verdict->family;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 		if (verdict->named) {
@@ -540,6 +591,14 @@ static __always_inline bool is_active(void)
 	return active && *active == instance;
 }
 
+static __always_inline void set_hook(struct tsdt_drop *drop, u32 hook)
+{
+	if (!hook)
+		return;
+	drop->key.pf = hook >> 8;
+	drop->key.hook = hook & 0xff;
+}
+
 static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *scratch, u32 emitter,
 				       struct sk_buff *skb, u64 location)
 {
@@ -566,9 +625,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	place = place_of(location, scratch);
 	if (rules_only && place == PLACE_OTHER)
 		return 0;
-	// A table's verdict is carried out in nf_hook_slow. One that is still there when the packet dies elsewhere was
-	// about an earlier packet, in the same skb.
-	if (place != PLACE_NF_HOOK_SLOW)
+	// A table's verdict is carried out in nf_hook_slow, or after a queue in nf_reinject. One that is still there when
+	// the packet dies elsewhere was about an earlier packet, in the same skb.
+	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT)
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
@@ -580,21 +639,37 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = take_verdict(scratch, skb);
 		if (verdict)
 			attribute_verdict(scratch, verdict);
-	} else if (place == PLACE_NFT_DO_CHAIN || place == PLACE_NF_HOOK_SLOW) {
+	} else if (place == PLACE_NF_QUEUE) {
+		attribute_queue(scratch, address);
+		if (traces_legacy && drop->key.queue & TSDT_QUEUE_NUMBERED && find_queue_rule(address)) {
+			leave_queue_verdict(address, drop->key.queue);
+			verdict = take_verdict(scratch, skb);
+		}
+		if (verdict)
+			attribute_verdict(scratch, verdict);
+	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+		if (place == PLACE_NF_HOOK_SLOW) {
+			struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
+
+			if (search && bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) > 0)
+				set_hook(drop, find_hook(emitter, location));
+		}
 	}
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))
 		return 0;
-	if (!drop->received && compat_in_process(ctx)) {
+	// Who gives verdicts on queued packets does not send them.
+	if (place == PLACE_REINJECT ? (drop->key.queue & TSDT_QUEUE_WHY) == TSDT_QUEUE_VERDICT :
+				      !drop->received && compat_in_process(ctx)) {
 		drop->pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(drop->comm, sizeof(drop->comm));
 	}
 
 	cause = bpf_map_lookup_elem(&causes, &drop->key);
 	if (!cause) {
-		add_cause(emitter, verdict != NULL);
+		add_cause(emitter, verdict != NULL, address);
 		cause = bpf_map_lookup_elem(&causes, &drop->key);
 	}
 	if (!cause) {
@@ -623,16 +698,13 @@ __noinline int take_scratch(void)
 	return EMITTERS;
 }
 
-int emit(unsigned long long *ctx);
-
+// Userspace puts `emit` into it.
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__array(values, int(void *));
-} emit_call SEC(".maps") = {
-	.values = {[0] = (void *)&emit},
-};
+	__type(value, u32);
+} emit_call SEC(".maps");
 
 // One program for both that are attached, since it is long to verify. The call that leads nowhere is what keeps it
 // from a stack of its own per CPU ("private stack", 6.13), which it would share with itself: the kernel sees to it that a

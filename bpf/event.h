@@ -27,6 +27,7 @@ enum tsdt_source {
 	TSDT_SOURCE_NFT_POLICY = 3,    // an nf_tables base chain's policy
 	TSDT_SOURCE_LEGACY_RULE = 4,   // an x_tables rule
 	TSDT_SOURCE_LEGACY_POLICY = 5, // an x_tables built-in chain's policy
+	TSDT_SOURCE_HOOK_FUNCTION = 6, // a function that is registered at a hook and has no rules
 };
 
 // Why no rule is known for a packet that netfilter dropped.
@@ -38,14 +39,28 @@ enum tsdt_unknown {
 	TSDT_UNKNOWN_NO_COUNTER = 4,      // x_tables: no counter of a dropping rule moved (a match or an extension target dropped)
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
 	TSDT_UNKNOWN_NO_BASELINE = 6,     // x_tables: the table was being replaced, or has more dropping rules than are watched
+	TSDT_UNKNOWN_QUEUE = 7,           // it was in a queue for a program, or on its way there: see tsdt_queue
+};
+
+// tsdt_cause_key.queue: 0 when no queue (NFQUEUE) has to do with the drop. Else one of these, with TSDT_QUEUE_NUMBERED
+// and the queue's number in the low 16 bits where that is known.
+enum tsdt_queue {
+	TSDT_QUEUE_NOBODY = 1 << 16,  // no program listens on it
+	TSDT_QUEUE_FULL = 2 << 16,    // it holds as many packets as it may
+	TSDT_QUEUE_REFUSED = 3 << 16, // the packet could not be queued for another reason
+	TSDT_QUEUE_UNKNOWN = 4 << 16, // the packet could not be queued; nothing says why
+	TSDT_QUEUE_VERDICT = 5 << 16, // the program that listens said so: it is the drop's process
+	TSDT_QUEUE_CLOSED = 6 << 16,  // the program went away, or a device did, while the packet waited
+	TSDT_QUEUE_WHY = 7 << 16,
+	TSDT_QUEUE_NUMBERED = 1 << 20,
 };
 
 // What one drop has in common with others: packets of one cause are counted together, in the kernel.
 struct tsdt_cause_key {
-	__u64 rule;       // NFT_RULE: address of the expression; *_POLICY and LEGACY_RULE: address of the base chain or xt_table_info; else 0
+	__u64 rule;       // NFT_RULE: address of the expression; *_POLICY and LEGACY_RULE: address of the base chain or xt_table_info; HOOK_FUNCTION: its address; else 0
 	__u64 location;   // code address that freed the packet
 	__u64 path_hash;  // NFT_RULE: over the expressions on the way; else 0
-	__u32 offset;     // LEGACY_*: of the entry in the table's blob (as IPT_SO_GET_ENTRIES returns it)
+	__u32 offset;     // LEGACY_*: of the entry in the table's blob (as IPT_SO_GET_ENTRIES returns it); HOOK_FUNCTION: id of the BPF program, or 0
 	__u32 generation; // of this backend's rulesets on this machine: a rule address means nothing in another generation
 	__u32 netns;      // inode of the network namespace
 	__u32 reason;     // enum skb_drop_reason of the running kernel; 0 where it has none
@@ -53,7 +68,7 @@ struct tsdt_cause_key {
 	__u8 unknown;     // enum tsdt_unknown
 	__u8 hook;        // enum nf_inet_hooks (or the family's own), 0xff when not known
 	__u8 pf;          // NFPROTO_* of the hook, 0 when not known
-	__u32 pad;
+	__u32 queue;      // tsdt_queue
 };
 
 // One step of the way from the base chain to the rule, in order; the last one is the rule that dropped.
@@ -74,9 +89,12 @@ struct tsdt_cause {
 	__u64 last_ns;
 	__u32 id;       // unique in this run, never 0
 	__u16 family;   // NFPROTO_* of the table: inet is 1, ip 2, arp 3, netdev 5, bridge 7, ip6 10; 0 when there is no table
-	__u16 steps;    // nf_tables: how many of `step` are filled in; x_tables: 1 when chain and number are known, else 0
+	// nf_tables: how many of `step` are filled in; x_tables: 1 when chain and number are known, else 0. HOOK_FUNCTION:
+	// 1, the chain is the function's symbol. NETFILTER, NOT_TRACED: the chains are the symbols of the functions that are
+	// registered at the hook.
+	__u16 steps;
 	__u64 table_handle; // nf_tables only
-	char table[TSDT_NAME_LEN];
+	char table[TSDT_NAME_LEN]; // HOOK_FUNCTION: name of the BPF program
 	char location[TSDT_SYMBOL_LEN]; // symbol of key.location, empty where this kernel cannot print it from BPF
 	struct tsdt_step step[TSDT_PATH_MAX];
 };
@@ -124,10 +142,10 @@ struct tsdt_drop {
 	__u8 from_range;           // it comes from there, or is an ICMP error about a packet to it
 	__u8 received;             // it came in through a device (skb->skb_iif is set)
 	__u8 ctinfo;               // enum ip_conntrack_info, or 0xff: conntrack has not seen it
-	__u32 pid;                 // of the sending process, 0 where the packet was not being sent by one
+	__u32 pid;                 // of the sending process, 0 where the packet was not being sent by one; TSDT_QUEUE_VERDICT: of the one that gave the verdict
 	__u16 ethertype;           // host order, of what follows any VLAN tags
 	__u8 no_ports;             // enum tsdt_no_ports
-	__u8 pad;
+	__u8 is_arp;               // for an IPv4 address: saddr and daddr are those of its sender and its target
 	char comm[TSDT_COMM_LEN];
 	char in_dev[TSDT_IFNAME_LEN];  // empty when not known
 	char out_dev[TSDT_IFNAME_LEN];

@@ -56,6 +56,7 @@ struct tables {
 	struct table_slot slot[TABLE_SLOTS];
 	u32 generation; // of the slots and of this family's part of the pool
 	u32 used;       // chunks
+	u64 restarted_ns; // when the pool was last begun anew for want of room
 };
 enum { FAMILY_IPV4 = 0, FAMILY_IPV6 = 1, FAMILIES = 2 };
 
@@ -213,7 +214,8 @@ static __always_inline bool target_may_fail(u64 name)
 {
 	return NAME_IS(name, "TPROXY") || NAME_IS(name, "SYNPROXY") || NAME_IS(name, "SNAT") ||
 	       NAME_IS(name, "DNAT") || NAME_IS(name, "MASQUERADE") || NAME_IS(name, "REDIRECT") ||
-	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP");
+	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP") ||
+	       NAME_IS(name, "NFQUEUE"); // its program in userspace may (queue.h)
 }
 
 // Looks at the entry where the walk stands. 1: the walk has ended.
@@ -294,6 +296,19 @@ static long visit_entry(u32 index, struct walk *walk)
 	return look_at_entry(walk) != 0;
 }
 
+// Where the rules that drop are simply too many, beginning anew with each packet would cost a walk through the tables each
+// time, and help nobody: what has no room stays out, and a drop by it says so.
+static __always_inline bool may_restart(struct tables *tables)
+{
+	const u64 interval_ns = 1000000000;
+	u64 now = bpf_ktime_get_ns();
+
+	if (!is_changing(TSDT_GENERATION_X_TABLES) && now - tables->restarted_ns < interval_ns)
+		return false;
+	tables->restarted_ns = now;
+	return true;
+}
+
 // Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
 __noinline int take_shadow(u64 table_address, u32 family)
 {
@@ -331,7 +346,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	walk.limit = (pool_chunks - tables->used) * CHUNK;
 	bpf_loop(BPF_CORE_READ(private, number), visit_entry, &walk, 0);
 
-	if (!walk.complete && tables->used) {
+	if (!walk.complete && tables->used && may_restart(tables)) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
 		tables->generation = now - 1;
 		return 0;
@@ -414,6 +429,8 @@ static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
 	if (jumpstacks)
 		bpf_probe_read_kernel(&jumpstack, sizeof(jumpstack), &jumpstacks[cpu]);
+	if (jumpstack && compat_duplicating()) // the copy uses the other half
+		jumpstack += BPF_CORE_READ(private, stacksize);
 	if (jumpstack)
 		bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
 	claim->has_jumpstack = 1;
@@ -514,6 +531,8 @@ __noinline int interrupt(u32 cpu)
 	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu);
 	read_jumpstack(other, cpu);
+	if (compat_duplicating()) // whether `other` is the copy or what is copied, is not known
+		other->has_jumpstack = 0;
 	if (other->moved && any_open)
 		other->unknown = TSDT_UNKNOWN_MANY_COUNTERS;
 	other->skb = skb;

@@ -43,24 +43,20 @@ static long find_target(u32 index, struct target_search *search)
 	return 0;
 }
 
-static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
+// Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is not in that table.
+static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 table, u32 family)
 {
-	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
-	u64 target = (u64)BPF_CORE_READ(par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
-	u64 blob;
-	u32 key = DRAFT_TARGET + family;
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
-	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 	struct target_search search = {};
 	struct table_slot *slot;
+	u64 blob;
 
-	if (!tables || !draft || here->skb != (u64)skb)
-		return 0;
-	slot = table_slot(tables, here->table);
+	if (!tables)
+		return false;
+	slot = table_slot(tables, table);
 	blob = slot->private + bpf_core_field_offset(struct xt_table_info, entries);
-	if (slot->table != here->table || target < blob || target >= blob + slot->size)
-		return 0;
-	here->skb = 0;
+	if (slot->table != table || target < blob || target >= blob + slot->size)
+		return false;
 	draft->claim.table = slot->table;
 	draft->claim.private = slot->private;
 	draft->claim.unknown = TSDT_UNKNOWN_NONE;
@@ -69,8 +65,19 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	search.target = target - blob;
 	search.claim = &draft->claim;
 	bpf_loop((slot->count + CHUNK - 1) / CHUNK, find_target, &search, 0);
-	if (!search.found)
+	return search.found;
+}
+
+static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	u64 target = (u64)BPF_CORE_READ(par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	u32 key = DRAFT_TARGET + family;
+	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
+
+	if (!draft || here->skb != (u64)skb || !find_target_rule(draft, target, here->table, family))
 		return 0;
+	here->skb = 0;
 	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
 	return table_verdict(key, as_number(skb), (u64)BPF_CORE_READ(par, state), family);
 }

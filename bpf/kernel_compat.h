@@ -49,6 +49,21 @@ static __always_inline bool compat_in_process(void *ctx)
 	return !(BPF_CORE_READ(task, flags) & kernel_thread) && compat_in_task(ctx);
 }
 
+extern const bool nf_skb_duplicated __ksym __weak;
+
+// Whether a copy that TEE or dup has made passes the tables now, in the middle of another packet's way: per task from
+// 6.16 (a1f1acb9c5db), per CPU before.
+static __always_inline bool compat_duplicating(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	if (bpf_core_field_exists(task->in_nf_duplicate))
+		return BPF_CORE_READ_BITFIELD_PROBED(task, in_nf_duplicate);
+	if (&nf_skb_duplicated)
+		return *(const bool *)bpf_this_cpu_ptr(&nf_skb_duplicated);
+	return false;
+}
+
 enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };
 
 // Whether a program may read past the end of a kernel struct that ends in a byte array, as in its expressions'

@@ -111,6 +111,8 @@ struct verdict {
 	u32 generation;
 	u32 netns;
 	u32 number;
+	u32 queue; // tsdt_queue
+	u32 pad;
 	u8 source;
 	u8 unknown;
 	u8 hook;
@@ -169,6 +171,26 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 // How many modules with nf_tables' expressions have been loaded since the start, and how many of them were there when
 // userspace last attached to what is there.
 __u32 expressions_loaded, expressions_traced;
+
+// What one CPU is queueing now for a program in userspace (queue.h).
+struct queueing {
+	u64 skb;
+	u64 state;  // struct nf_hook_state *
+	u32 number; // of the queue
+	s32 error;  // of nfnetlink_queue
+	u64 queued; // skb that a rule has just handed over; the rest is about the rule
+	u64 pkt;    // nf_tables: struct nft_pktinfo *
+	u64 target; // legacy: address of the rule's target
+	u64 table;  // legacy: struct xt_table *
+	u64 private; // its struct xt_table_info *
+	u64 jumpstack[TSDT_JUMPSTACK_MAX];
+};
+static struct queueing queueings[TSDT_MAX_CPUS];
+
+static __always_inline struct queueing *this_cpu_queueing(void)
+{
+	return &queueings[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+}
 
 // Counts the changes of rulesets, by enum tsdt_generation: one more when a change begins, and one more when it has ended.
 __u32 generations[TSDT_GENERATION_MAX];

@@ -50,6 +50,18 @@ int BPF_PROG(nft_do_chain_end, struct nft_pktinfo *pkt, void *priv, unsigned int
 	return 0;
 }
 
+// A rule hands the packet to a program in userspace: should it die on its way there, that is the rule.
+static __always_inline int nft_queued(const struct nft_expr *expr, const struct nft_pktinfo *pkt)
+{
+	struct queueing *here = this_cpu_queueing();
+
+	trail_add(this_cpu_trail(), pkt, expr, TRAIL_DROP);
+	here->target = 0;
+	here->pkt = (u64)pkt;
+	here->queued = (u64)pkt->skb;
+	return 0;
+}
+
 // Expressions that may set a verdict only after they have looked.
 static __always_inline int expression_done(const struct nft_expr *expr, const struct nft_regs *regs,
 					   const struct nft_pktinfo *pkt)
@@ -66,11 +78,21 @@ static __always_inline int expression_done(const struct nft_expr *expr, const st
 	return 0;
 }
 
-#define NFT_EXPRESSION(function)                                                                                  \
+// NFQUEUE is among iptables-nft's targets.
+static __always_inline int target_done(const struct nft_expr *expr, const struct nft_regs *regs,
+				       const struct nft_pktinfo *pkt)
+{
+	if ((regs->verdict.code & NF_VERDICT_MASK) == NF_QUEUE)
+		return nft_queued(expr, pkt);
+	return expression_done(expr, regs, pkt);
+}
+
+#define NFT_EXPRESSION(function) NFT_EXPRESSION_DONE(function, expression_done)
+#define NFT_EXPRESSION_DONE(function, done)                                                                       \
 	SEC("fexit/" #function)                                                                                   \
 	int BPF_PROG(function##_end, struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt) \
 	{                                                                                                         \
-		return expression_done(expr, regs, pkt);                                                          \
+		return done(expr, regs, pkt);                                                                     \
 	}
 
 // All that may set a drop or a jump, up to 7.2, but for the matches of nft_compat: they are many, and drop only by
@@ -83,8 +105,8 @@ NFT_EXPRESSION(nft_reject_ipv6_eval)
 NFT_EXPRESSION(nft_reject_inet_eval)
 NFT_EXPRESSION(nft_reject_bridge_eval)
 NFT_EXPRESSION(nft_reject_netdev_eval)
-NFT_EXPRESSION(nft_target_eval_xt) // iptables-nft's REJECT and other extension targets
-NFT_EXPRESSION(nft_target_eval_bridge)
+NFT_EXPRESSION_DONE(nft_target_eval_xt, target_done) // iptables-nft's REJECT and other extension targets
+NFT_EXPRESSION_DONE(nft_target_eval_bridge, target_done)
 // These drop when they fail.
 NFT_EXPRESSION(nft_nat_eval)
 NFT_EXPRESSION(nft_nat_inet_eval)

@@ -221,6 +221,24 @@ static __always_inline u32 find_ip_header(struct sk_buff *skb, const struct wind
 	return at;
 }
 
+// Who asks or answers whom about an IPv4 address. The family stays 0: it is no IP packet.
+static __always_inline void read_arp(struct tsdt_drop *drop, const struct window *window)
+{
+	struct {
+		__be16 hardware, protocol;
+		u8 hardware_length, protocol_length;
+		__be16 operation;
+		u8 sender_hardware[6], sender[4], target_hardware[6], target[4];
+	} arp;
+
+	if (!read_at(window, window->at, &arp, sizeof(arp)) || arp.protocol != bpf_htons(ETH_P_IP) ||
+	    arp.hardware_length != 6 || arp.protocol_length != 4)
+		return;
+	__builtin_memcpy(drop->saddr, arp.sender, 4);
+	__builtin_memcpy(drop->daddr, arp.target, 4);
+	drop->is_arp = 1;
+}
+
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
 __noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
 {
@@ -237,6 +255,8 @@ __noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
 	drop->received = BPF_CORE_READ(skb, skb_iif) != 0;
 	drop->ctinfo = nfct & ~7UL ? nfct & 7 : 0xff; // NFCT_PTRMASK
 	window.at = find_ip_header(skb, &window, drop);
+	if (window.at && drop->ethertype == ETH_P_ARP)
+		read_arp(drop, &window);
 	if (!window.at || (drop->ethertype != ETH_P_IP && drop->ethertype != ETH_P_IPV6))
 		return 0;
 	read_headers(&headers, &window);

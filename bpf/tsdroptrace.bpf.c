@@ -6,6 +6,8 @@
 #include "nft_trail.h"      // nf_tables: the trail of a packet through the chains
 #include "ipt_table.h"      // legacy tables: the counters that move
 #include "ipt_target.h"     // legacy tables: extension targets that drop
+#include "hook_function.h"  // hook functions that have no rules
+#include "queue.h"          // queues for programs in userspace
 #include "drop.h"           // where packets die
 
 char LICENSE[] SEC("license") = "GPL";

@@ -15,6 +15,32 @@ std::string Address::text() const {
     return inet_ntop(af, bytes.data(), buffer.data(), buffer.size());
 }
 
+std::string HookFunction::text() const {
+    std::string text = name;
+    if (program_id)
+        text += " (BPF program " + std::to_string(*program_id) + (program.empty() ? "" : ", " + program) + ")";
+    return module ? text + " [" + *module + "]" : text;
+}
+
+std::string Queue::text() const {
+    const std::string which = number ? "queue " + std::to_string(*number) : "a queue for a program";
+    switch (fate) {
+    case QueueFate::nobody:
+        return "it was handed to " + which + ", and no program listens there";
+    case QueueFate::full:
+        return "it was handed to " + which + ", which is full, or the socket of its program is";
+    case QueueFate::refused:
+    case QueueFate::unknown:
+        return "it was handed to " + which + ", which did not take it";
+    case QueueFate::verdict:
+        return "the program that listens on " + which + " dropped it" +
+               (process ? ": " + process->comm + " (pid " + std::to_string(process->pid) + ")" : "");
+    case QueueFate::closed:
+        return "it waited in " + which + " when the program, or a device of the packet, went away";
+    }
+    return "";
+}
+
 std::uint64_t Summary::packets() const {
     return std::accumulate(causes.begin(), causes.end(), std::uint64_t{0},
                            [](std::uint64_t sum, const Cause& cause) { return sum + cause.packets; });
@@ -78,6 +104,24 @@ std::string_view to_string(Hook hook) {
         return "ingress";
     case Hook::egress:
         return "egress";
+    }
+    return "";
+}
+
+std::string_view to_string(QueueFate fate) {
+    switch (fate) {
+    case QueueFate::nobody:
+        return "nobody";
+    case QueueFate::full:
+        return "full";
+    case QueueFate::refused:
+        return "refused";
+    case QueueFate::unknown:
+        return "unknown";
+    case QueueFate::verdict:
+        return "verdict";
+    case QueueFate::closed:
+        return "closed";
     }
     return "";
 }

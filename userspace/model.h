@@ -66,19 +66,42 @@ struct Netns {
 enum class DropKind { rule, policy, hook, kernel };
 enum class Hook { prerouting, input, forward, output, postrouting, ingress, egress };
 
+struct Process {
+    std::uint32_t pid = 0;
+    std::string comm;
+};
+
+// A function that is registered at a hook of netfilter.
+struct HookFunction {
+    std::string name;                        // "ipv4_conntrack_in"
+    std::optional<std::string> module;       // none: built in
+    std::optional<std::uint32_t> program_id; // of the BPF program that it runs, as bpftool counts them
+    std::string program;                     // its name
+
+    std::string text() const; // "ipv4_conntrack_in [nf_conntrack]"
+};
+
+enum class QueueFate { nobody, full, refused, unknown, verdict, closed };
+
+// What became of a packet that a rule had handed to a program in userspace (NFQUEUE).
+struct Queue {
+    std::optional<std::uint16_t> number;
+    QueueFate fate = QueueFate::unknown;
+    std::optional<Process> process; // that gave the verdict
+
+    std::string text() const; // a sentence without a full stop
+};
+
 struct DropSite {
     DropKind kind = DropKind::kernel;
     std::string reason; // the running kernel's own name, without SKB_DROP_REASON_; the number where it has none
     std::uint32_t reason_code = 0;
     std::string location; // "nft_do_chain+0x5d8/0x650 [nf_tables]"
     std::optional<Hook> hook;
-    // For kind hook: why no rule is named, one sentence without a full stop; empty otherwise.
+    // For kind hook: why no rule is named, one sentence without a full stop; empty where the function is known.
     std::string unknown;
-};
-
-struct Process {
-    std::uint32_t pid = 0;
-    std::string comm;
+    std::optional<HookFunction> hook_function = {}; // that has dropped the packet, where it has no rules
+    std::optional<Queue> queue = {};
 };
 
 // ---- resolve_rule: which rule, as the user's own tool prints it ----
@@ -241,6 +264,7 @@ std::string_view to_string(Direction);
 std::string_view to_string(NoPorts);
 std::string_view to_string(DropKind);
 std::string_view to_string(Hook);
+std::string_view to_string(QueueFate);
 std::string_view to_string(Backend);
 std::string_view to_string(RuleFamily);
 std::string_view to_string(Confidence);

@@ -47,7 +47,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
-enum { ETH_P_IP = 0x0800, ETH_P_8021Q = 0x8100, ETH_P_IPV6 = 0x86dd, ETH_P_8021AD = 0x88a8 };
+enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806, ETH_P_8021Q = 0x8100, ETH_P_IPV6 = 0x86dd, ETH_P_8021AD = 0x88a8 };
 enum {
 	IPPROTO_ICMP = 1,
 	IPPROTO_TCP = 6,
@@ -60,11 +60,17 @@ enum {
 enum {
 	NF_DROP = 0,
 	NF_VERDICT_MASK = 0xff,
+	NF_QUEUE = 3,
 	NF_INET_NUMHOOKS = 5,
+	NF_ARP_NUMHOOKS = 3,
+	NF_NETDEV_EGRESS = 1,
 	NFT_JUMP = -3,
 	NFT_GOTO = -4,
 	NFT_REG_VERDICT = 0,
 	NFPROTO_IPV4 = 2,
+	NFPROTO_ARP = 3,
+	NFPROTO_NETDEV = 5,
+	NFPROTO_BRIDGE = 7,
 	NFPROTO_IPV6 = 10,
 	XT_INV_SRCIP = 0x08, // IPT_INV_SRCIP and IP6T_INV_SRCIP
 	XT_INV_DSTIP = 0x10,
@@ -82,8 +88,26 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct nf_hook_entry {
+	void *hook;
+	void *priv;
+};
+
+struct nf_hook_entries {
+	u16 num_hook_entries;
+	struct nf_hook_entry hooks[];
+};
+
+struct netns_nf {
+	struct nf_hook_entries *hooks_ipv4[5];
+	struct nf_hook_entries *hooks_ipv6[5];
+	struct nf_hook_entries *hooks_arp[3];
+	struct nf_hook_entries *hooks_bridge[5];
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_nf nf;
 };
 
 typedef struct {
@@ -94,6 +118,8 @@ struct net_device {
 	char name[16];
 	int ifindex;
 	possible_net_t nd_net;
+	struct nf_hook_entries *nf_hooks_ingress;
+	struct nf_hook_entries *nf_hooks_egress;
 };
 
 struct sock_common {
@@ -136,6 +162,32 @@ struct nf_hook_state {
 	struct net_device *in;
 	struct net_device *out;
 	struct net *net;
+};
+
+struct bpf_prog_aux {
+	u32 id;
+	char name[16];
+};
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
+
+// ---- nfnetlink, nfnetlink_queue (modules) ----
+
+struct nf_queue_entry {
+	struct sk_buff *skb;
+	struct nf_hook_state state;
+};
+
+struct nfgenmsg {
+	u8 nfgen_family;
+	u8 version;
+	__be16 res_id;
+};
+
+struct nfnl_info {
+	const struct nfgenmsg *nfmsg;
 };
 
 // ---- nf_tables (module) ----
@@ -217,6 +269,7 @@ struct xt_table_info {
 	unsigned int number;
 	unsigned int hook_entry[NF_INET_NUMHOOKS];
 	unsigned int underflow[NF_INET_NUMHOOKS];
+	unsigned int stacksize;
 	void ***jumpstack;
 	unsigned char entries[0];
 };
@@ -254,6 +307,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	char comm[16];
 	int rcu_read_lock_nesting; // with CONFIG_PREEMPT_RCU
+	unsigned int in_nf_duplicate : 1;
 };
 
 struct rq {

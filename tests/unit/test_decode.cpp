@@ -217,8 +217,10 @@ TEST_CASE("decode: records that contradict themselves are errors") {
     };
     CHECK(spoiled([](auto&) {}));
     CHECK_FALSE(spoiled([](auto& r) { r.family = 5; }));
-    CHECK_FALSE(spoiled([](auto& r) { r.key.source = TSDT_SOURCE_LEGACY_POLICY + 1; }));
-    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_NO_BASELINE + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.source = TSDT_SOURCE_HOOK_FUNCTION + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_QUEUE + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.queue = 7; })); // a number, and nothing became of it
+    CHECK_FALSE(spoiled([](auto& r) { r.key.queue = TSDT_QUEUE_WHY | TSDT_QUEUE_NUMBERED | 7; }));
     CHECK_FALSE(spoiled([](auto& r) { r.has_ports = 2; }));
     CHECK_FALSE(spoiled([](auto& r) { r.to_range = 0xff; }));
     CHECK_FALSE(spoiled([](auto& r) { r.no_ports = 3; }));
@@ -266,11 +268,14 @@ TEST_CASE("decode: hooks by family, as netfilter numbers them") {
         CHECK_FALSE(hook(pf, 0xff));
     }
     CHECK(hook(1, 5) == Hook::ingress);
-    CHECK_FALSE(hook(2, 5));
     CHECK(hook(3, 0) == Hook::input);
     CHECK(hook(3, 1) == Hook::output);
     CHECK(hook(3, 2) == Hook::forward);
     CHECK(hook(5, 0) == Hook::ingress);
+    CHECK(hook(2, 5) == Hook::ingress); // of an inet chain
+    CHECK(hook(10, 5) == Hook::ingress);
+    CHECK_FALSE(hook(2, 6));
+    CHECK_FALSE(hook(7, 5));
     CHECK(hook(5, 1) == Hook::egress);
     CHECK_FALSE(hook(5, 2));
     CHECK_FALSE(hook(0, 1)); // the family is not known
@@ -290,15 +295,106 @@ TEST_CASE("decode: sources become kinds, and only a hook says why no rule is kno
     CHECK(site(TSDT_SOURCE_NFT_POLICY, 0).kind == DropKind::policy);
     CHECK(site(TSDT_SOURCE_LEGACY_RULE, 0).kind == DropKind::rule);
     CHECK(site(TSDT_SOURCE_LEGACY_POLICY, 0).kind == DropKind::policy);
+    CHECK(site(TSDT_SOURCE_HOOK_FUNCTION, 0).kind == DropKind::hook);
     CHECK(site(TSDT_SOURCE_KERNEL, TSDT_UNKNOWN_NOT_TRACED).unknown.empty());
     std::vector<std::string> sentences;
-    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_NO_BASELINE; ++unknown) {
+    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_QUEUE; ++unknown) {
         sentences.push_back(site(TSDT_SOURCE_NETFILTER, unknown).unknown);
         CHECK_FALSE(sentences.back().empty());
         CHECK(sentences.back().back() != '.');
         CHECK(std::count(sentences.begin(), sentences.end(), sentences.back()) == 1);
     }
     CHECK(sentences[TSDT_UNKNOWN_NO_COUNTER].find("extension target") != std::string::npos);
+}
+
+TEST_CASE("decode: a function at a hook has a name, a module, and perhaps a BPF program") {
+    tsdt_cause cause{};
+    cause.id = 1;
+    cause.key.source = TSDT_SOURCE_HOOK_FUNCTION;
+    cause.steps = 1;
+    std::strcpy(cause.step[0].chain, "ipv4_conntrack_in+0x0/0x20 [nf_conntrack]");
+    DropSite site = decode_cause(cause, {}).site;
+    REQUIRE(site.hook_function);
+    CHECK(site.unknown.empty());
+    CHECK(site.hook_function->name == "ipv4_conntrack_in");
+    CHECK(site.hook_function->module == "nf_conntrack");
+    CHECK(site.hook_function->text() == "ipv4_conntrack_in [nf_conntrack]");
+    CHECK_FALSE(site.hook_function->program_id);
+
+    std::strcpy(cause.step[0].chain, "nf_hook_run_bpf+0x0/0xb0");
+    std::strcpy(cause.table, "drops_all");
+    cause.key.offset = 12;
+    site = decode_cause(cause, {}).site;
+    CHECK_FALSE(site.hook_function->module);
+    CHECK(site.hook_function->text() == "nf_hook_run_bpf (BPF program 12, drops_all)");
+    std::memset(cause.step[0].chain, 'x', sizeof(cause.step[0].chain)); // cut, without its end
+    CHECK(decode_cause(cause, {}).site.hook_function->name == std::string(TSDT_NAME_LEN, 'x'));
+}
+
+TEST_CASE("decode: before the function is known, those that may have dropped the packet are") {
+    tsdt_cause cause{};
+    cause.key.source = TSDT_SOURCE_NETFILTER;
+    cause.key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+    CHECK(hook_functions(cause).empty());
+    CHECK(decode_cause(cause, {}).site.unknown.find("hook function") != std::string::npos);
+    cause.steps = 2;
+    std::strcpy(cause.step[0].chain, "ipv4_conntrack_defrag+0x0/0xa0 [nf_defrag_ipv4]");
+    std::strcpy(cause.step[1].chain, "ipv4_conntrack_in+0x0/0x20 [nf_conntrack]");
+    REQUIRE(hook_functions(cause).size() == 2);
+    const DropSite site = decode_cause(cause, {}).site;
+    CHECK_FALSE(site.hook_function);
+    CHECK(site.unknown.ends_with("ipv4_conntrack_defrag [nf_defrag_ipv4], ipv4_conntrack_in [nf_conntrack]"));
+    cause.key.unknown = TSDT_UNKNOWN_NO_COUNTER; // a table: what its steps hold is something else
+    CHECK(hook_functions(cause).empty());
+    cause.key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+    cause.steps = 60000; // read_cause refuses it, and nothing is read past the end here either
+    CHECK(hook_functions(cause).size() == TSDT_PATH_MAX);
+}
+
+TEST_CASE("decode: ARP has addresses, and is no IP packet") {
+    tsdt_drop record = dns_answer();
+    record.family = 0;
+    record.ethertype = 0x0806;
+    CHECK(decoded(record).packet.src.text().empty());
+    record.is_arp = 1;
+    const Packet packet = decoded(record).packet;
+    CHECK(packet.family == IpFamily::other);
+    CHECK(packet.src.text() == "100.100.2.136");
+    CHECK(packet.dst.text() == "172.16.0.5");
+}
+
+TEST_CASE("decode: queues, and whose word it was") {
+    tsdt_drop record = dns_answer();
+    record.key.source = TSDT_SOURCE_NETFILTER;
+    record.key.unknown = TSDT_UNKNOWN_QUEUE;
+    record.key.queue = TSDT_QUEUE_VERDICT | TSDT_QUEUE_NUMBERED | 5;
+    record.pid = 321;
+    std::strcpy(record.comm, "suricata");
+    Drop drop = decoded(record);
+    REQUIRE(drop.site.queue);
+    CHECK(drop.site.queue->number == 5);
+    CHECK(drop.site.queue->fate == QueueFate::verdict);
+    REQUIRE(drop.site.queue->process);
+    CHECK(drop.site.queue->process->pid == 321);
+    CHECK_FALSE(drop.process); // it did not send the packet
+    CHECK(drop.site.unknown == "the program that listens on queue 5 dropped it: suricata (pid 321)");
+
+    record.key.queue = TSDT_QUEUE_NOBODY | TSDT_QUEUE_NUMBERED | 0;
+    drop = decoded(record);
+    CHECK(drop.site.queue->number == 0);
+    CHECK(drop.site.unknown == "it was handed to queue 0, and no program listens there");
+    CHECK(drop.process); // and here that process is the sender
+
+    record.key.queue = TSDT_QUEUE_CLOSED;
+    CHECK_FALSE(decoded(record).site.queue->number);
+
+    record.key.source = TSDT_SOURCE_NFT_RULE; // the rule is known: nothing is unknown
+    record.key.queue = TSDT_QUEUE_FULL | TSDT_QUEUE_NUMBERED | 65535;
+    drop = decoded(record);
+    CHECK(drop.site.kind == DropKind::rule);
+    CHECK(drop.site.unknown.empty());
+    CHECK(drop.site.queue->number == 65535);
+    CHECK(drop.site.queue->fate == QueueFate::full);
 }
 
 TEST_CASE("decode: reasons have the running kernel's names") {

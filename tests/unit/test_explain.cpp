@@ -259,6 +259,45 @@ TEST_CASE("a hook without a rule says what is not known", "[explain]") {
     CHECK(has(explanation->summary, "No rule is named: an expression that is not traced set the verdict."));
 }
 
+TEST_CASE("functions at hooks are told by their names", "[explain]") {
+    const auto id = [](const char* name, const char* module) {
+        Drop drop = incident();
+        drop.rule = nullptr;
+        drop.site.kind = DropKind::hook;
+        drop.site.hook_function = HookFunction{name, module, std::nullopt, ""};
+        const auto explanation = Explainer().explain(drop);
+        CHECK(has(explanation->summary, module));
+        return explanation->id;
+    };
+    CHECK(id("ipv4_conntrack_in", "nf_conntrack") == "conntrack-in");
+    CHECK(id("ipv6_conntrack_local", "nf_conntrack") == "conntrack-in");
+    CHECK(id("nf_confirm", "nf_conntrack") == "conntrack-confirm");
+    CHECK(id("ip_vs_in_hook", "ip_vs") == "ipvs");
+    CHECK(id("made_by_somebody", "their_module") == "hook-function");
+
+    Drop drop = incident();
+    drop.rule = nullptr;
+    drop.site.kind = DropKind::hook;
+    drop.site.hook_function = HookFunction{"nf_hook_run_bpf", std::nullopt, 12, "drops_all"};
+    CHECK(Explainer().explain(drop)->fixes[0].action == "bpftool prog show id 12");
+}
+
+TEST_CASE("queues: who does not listen, who does not keep up, who said so", "[explain]") {
+    Drop drop = incident();
+    drop.owner.reset();
+    drop.site.queue = Queue{5, QueueFate::nobody, std::nullopt};
+    CHECK(Explainer().explain(drop)->id != "hook-without-rule");
+    drop.rule = nullptr;
+    drop.site.kind = DropKind::hook;
+    CHECK(Explainer().explain(drop)->id == "queue-nobody");
+    CHECK(has(Explainer().explain(drop)->summary, "queue 5"));
+    drop.site.queue->fate = QueueFate::full;
+    CHECK(Explainer().explain(drop)->id == "queue-full");
+    drop.site.queue = Queue{5, QueueFate::verdict, Process{321, "suricata"}};
+    CHECK(Explainer().explain(drop)->id == "queue-verdict");
+    CHECK(has(Explainer().explain(drop)->summary, "suricata (pid 321)"));
+}
+
 TEST_CASE("other conflicts are told by the rule's shape and its owner's name", "[explain]") {
     struct Case {
         const char *table, *chain, *text, *id;
@@ -485,10 +524,11 @@ TEST_CASE("no placeholder is misspelt: one that is would silently drop its sente
         CHECK(explanation->fixes.size() == reason.fixes.size());
         CHECK(!has(explanation->summary, "{"));
     }
-    const std::set<std::string> known{"accept",   "allowed",   "chain",    "configured_by", "dns",   "dst",
-                                      "evidence", "in_dev",    "iptables", "out_dev",       "owner", "owner_evidence",
-                                      "peer",     "peer_cidr", "service",  "show",          "src",   "sysctl_dev",
-                                      "unknown"};
+    const std::set<std::string> known{"accept",     "allowed",    "chain",          "configured_by", "dns",
+                                      "dst",        "evidence",   "hook_function",  "in_dev",        "iptables",
+                                      "out_dev",    "owner",      "owner_evidence", "peer",          "peer_cidr",
+                                      "program_id", "queue",      "queue_process",  "service",       "show",
+                                      "src",        "sysctl_dev", "unknown"};
     const auto check = [&](std::string_view text) {
         for (std::size_t open = 0; (open = text.find('{', open)) != std::string_view::npos; ++open) {
             const std::string name(text.substr(open + 1, text.find('}', open) - open - 1));

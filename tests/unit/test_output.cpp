@@ -733,7 +733,9 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                                {"reason_code", 8},
                                {"location", "nf_hook_slow+0x9b/0xd0"},
                                {"hook", "input"},
-                               {"unknown", nullptr}});
+                               {"unknown", nullptr},
+                               {"hook_function", nullptr},
+                               {"queue", nullptr}});
     const json rule{{"backend", "iptables-legacy"},
                     {"family", "ip"},
                     {"table", "filter"},
@@ -830,6 +832,33 @@ TEST_CASE("every kind of line fits the schema", "[output]") {
     CHECK(checked(json_line(native(), "h"))["rule"]["handle"] == 10);
     CHECK(checked(json_line(hook_drop(), "h"))["process"] == json{{"pid", 4242}, {"comm", "dig"}});
     checked(json_line(Summary{}, ""));
+}
+
+TEST_CASE("functions at hooks and queues are shown", "[output]") {
+    Drop drop = hook_drop();
+    drop.site.unknown.clear();
+    drop.site.hook_function = HookFunction{"nf_confirm", "nf_conntrack", std::nullopt, ""};
+    json line = checked(json_line(drop, "h"));
+    CHECK(line["drop"]["hook_function"] ==
+          json{{"name", "nf_confirm"}, {"module", "nf_conntrack"}, {"bpf_program", nullptr}});
+    CHECK(line["drop"]["unknown"].is_null());
+    std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+    CHECK(text.find("  rule    none: the hook function nf_confirm [nf_conntrack] dropped it\n") != std::string::npos);
+    drop.site.hook_function = HookFunction{"nf_hook_run_bpf", std::nullopt, 12, "evil\x1b[2J"};
+    line = checked(json_line(drop, "h"));
+    CHECK(line["drop"]["hook_function"]["bpf_program"] == json{{"id", 12}, {"name", "evil\x1b[2J"}});
+    text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+    CHECK(text.find('\x1b') == std::string::npos);
+
+    drop = incident();
+    drop.site.queue = Queue{5, QueueFate::full, std::nullopt};
+    line = checked(json_line(drop, "h"));
+    CHECK(line["drop"]["queue"] == json{{"number", 5}, {"fate", "full"}, {"process", nullptr}});
+    text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+    CHECK(text.find("  queue   it was handed to queue 5, which is full, or the socket of its program") !=
+          std::string::npos);
+    drop.site.queue = Queue{std::nullopt, QueueFate::verdict, Process{7, "x"}};
+    CHECK(checked(json_line(drop, "h"))["drop"]["queue"]["process"] == json{{"pid", 7}, {"comm", "x"}});
 }
 
 TEST_CASE("the schema refuses what the contract does not have", "[output]") {

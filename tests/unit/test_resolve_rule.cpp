@@ -629,8 +629,15 @@ TEST_CASE("resolve_rule: a native nftables rule, its reject, and a nameless chai
     REQUIRE(rule);
     CHECK(rule->chain == "__chain0");
     CHECK(rule->number == 1u);
-    CHECK_FALSE(rule->text);
-    CHECK_FALSE(rule->stale); // nft prints it without a handle: nothing has changed
+    // nft prints it as part of the rule that jumps there, without a handle of its own: nothing has changed.
+    CHECK(rule->text == std::string("iifname \"eth0\" jump { ip saddr 1.2.3.4 drop; tcp dport 80 drop }"));
+    CHECK_FALSE(rule->stale);
+
+    nameless.id = 3; // and in a block of a block
+    nameless.step[2] = nameless.step[1];
+    std::strcpy(nameless.step[2].chain, "__chain1");
+    nameless.steps = 3;
+    CHECK(resolver.resolve(nameless, drop_with())->text == rule->text);
 }
 
 TEST_CASE("resolve_rule: what the kernel said stays when the snapshot is of no use", "[resolve_rule]") {

@@ -21,6 +21,9 @@ std::string identity(const Drop& drop) {
     add(site.reason);
     add(std::string_view(site.location).substr(0, site.location.find('+')));
     add(site.hook ? to_string(*site.hook) : "-");
+    add(site.hook_function ? site.hook_function->text() : "-");
+    add(site.queue ? to_string(site.queue->fate) : "-");
+    add_number(site.queue ? site.queue->number : std::nullopt);
     if (const Rule* rule = drop.rule.get()) {
         add(to_string(rule->backend));
         add(to_string(rule->family));

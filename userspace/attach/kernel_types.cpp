@@ -80,7 +80,7 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
     }
 }
 
-KernelTypes::KernelTypes(const Names& functions, const Names& types) {
+KernelTypes::KernelTypes(const Names& functions, const Names& types, const Names& more_modules) {
     const Btf vmlinux(btf__load_vmlinux_btf());
     if (!vmlinux)
         return;
@@ -96,7 +96,8 @@ KernelTypes::KernelTypes(const Names& functions, const Names& types) {
         info.name = reinterpret_cast<std::uintptr_t>(name);
         info.name_len = sizeof(name);
         std::uint32_t size = sizeof(info);
-        if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf || !of_interest(name))
+        if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf ||
+            (!of_interest(name) && !more_modules.contains(name)))
             continue;
         const Btf module(btf__load_from_kernel_by_id_split(id, vmlinux.get()));
         if (!module)

@@ -19,6 +19,9 @@
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter_arp.h>
+#include <linux/netfilter_bridge.h>
 #include <spdlog/spdlog.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -26,6 +29,7 @@
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
 #include "tsdroptrace.skel.h"
+#include "util/fd.h"
 #include "util/netns.h"
 
 namespace tsdroptrace::attach {
@@ -200,11 +204,68 @@ KernelTypes::Names types_of(const tsdroptrace_bpf& object) {
     return names;
 }
 
-// The types that functions are looked up in while an object is being loaded.
+// Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
+bool is_hook_function_program(std::string_view function) {
+    return function == "hook_function" || function == "nf_hook_run_bpf";
+}
+
+// Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
+// is there then.
+bool is_queue_program(std::string_view function) {
+    return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
+}
+
+bool rules_may_queue(const KernelTypes& types) {
+    return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
+}
+
+// At which hook nf_hook_slow is called by which function (bpf/hook_function.h). Not those that call it for several.
+struct HookCaller {
+    const char* name;
+    std::uint8_t pf, hook;
+};
+constexpr HookCaller hook_callers[] = {
+    {"ip_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
+    {"ip_sublist_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
+    {"ip_list_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
+    {"ip_local_deliver", NFPROTO_IPV4, NF_INET_LOCAL_IN},
+    {"ip_forward", NFPROTO_IPV4, NF_INET_FORWARD},
+    {"__ip_local_out", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
+    {"raw_sendmsg", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
+    {"raw_send_hdrinc", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
+    {"ip_output", NFPROTO_IPV4, NF_INET_POST_ROUTING},
+    {"ip_mc_output", NFPROTO_IPV4, NF_INET_POST_ROUTING},
+    {"ipv6_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
+    {"ip6_sublist_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
+    {"ipv6_list_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
+    {"ip6_input", NFPROTO_IPV6, NF_INET_LOCAL_IN},
+    {"ip6_forward", NFPROTO_IPV6, NF_INET_FORWARD},
+    {"__ip6_local_out", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
+    {"ip6_xmit", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
+    {"rawv6_sendmsg", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
+    {"rawv6_send_hdrinc", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
+    {"ip6_output", NFPROTO_IPV6, NF_INET_POST_ROUTING},
+    {"arp_rcv", NFPROTO_ARP, NF_ARP_IN},
+    {"arp_xmit", NFPROTO_ARP, NF_ARP_OUT},
+    {"br_pass_frame_up", NFPROTO_BRIDGE, NF_BR_LOCAL_IN},
+    {"br_forward_finish", NFPROTO_BRIDGE, NF_BR_POST_ROUTING},
+    {"__netif_receive_skb_core", NFPROTO_NETDEV, NF_NETDEV_INGRESS},
+    {"__dev_queue_xmit", NFPROTO_NETDEV, NF_NETDEV_EGRESS},
+};
+
+// How many functions may be traced so in one run.
+constexpr std::size_t max_hook_functions = 32;
+
+// The types that functions are looked up in while an object is being loaded, and the function that stands for
+// "hook_function" then.
 thread_local const KernelTypes* types_for_loading = nullptr;
+thread_local std::string_view hook_function_for_loading;
 
 int set_attach_target(bpf_program* program, bpf_prog_load_opts* options, long) {
-    const auto id = types_for_loading->function(function_of(program));
+    std::string_view name = function_of(program);
+    if (name == "hook_function")
+        name = hook_function_for_loading;
+    const auto id = types_for_loading->function(name);
     if (!id)
         return -ESRCH;
     options->attach_btf_id = id->type_id;
@@ -248,9 +309,13 @@ struct Tracer::State {
     std::vector<Object> objects;        // the first one owns the maps
     tsdroptrace_bpf* emitter = nullptr; // the one whose programs on kfree_skb are active
     std::vector<std::unique_ptr<bpf_link, LinkDeleter>> links;
-    std::set<std::string, std::less<>> attached; // sections: "fentry/nft_do_chain"
-    std::uint64_t missed_before = 0;             // by earlier emitters
-    std::string problem;                         // why fentry is not to be had, once that is known
+    std::set<std::string, std::less<>> attached;       // sections: "fentry/nft_do_chain"
+    std::uint64_t missed_before = 0;                   // by earlier emitters
+    std::string problem;                               // why fentry is not to be had, once that is known
+    std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
+    std::vector<Object> hook_objects;                  // their programs
+    bpf_program* hook_program = nullptr;               // which the others are copies of
+    std::vector<Fd> hook_links;                        // of the copies
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting
     decode::KernelNames names;
@@ -274,8 +339,13 @@ struct Tracer::State {
 
     int add(bool with_functions, bool with_emitter);
     bool choose_functions(tsdroptrace_bpf& object) const;
+    static Object open();
     int share_maps(tsdroptrace_bpf& object) const;
     int fill_filter(const tsdroptrace_bpf& object) const;
+    int fill_hook_callers(const tsdroptrace_bpf& object) const;
+    int add_hook_function(const std::string& name);
+    int copy_hook_program(const std::string& name);
+    void watch_queue_handler() const;
 };
 
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
@@ -287,14 +357,30 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
         const std::string_view function = function_of(program);
         if (function.empty())
             continue; // on_kfree_skb and its like: load() knows
+        if (is_hook_function_program(function)) {
+            bpf_program__set_autoload(program, false);
+            continue;
+        }
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
+        if (is_queue_program(function) && !rules_may_queue(*types_for_loading)) {
+            bpf_program__set_autoload(program, false);
+            continue;
+        }
         const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
                           types_for_loading->function(function).has_value();
         bpf_program__set_autoload(program, load);
         any |= load;
     }
     return any;
+}
+
+// Another copy of the object, to be fitted to `types_for_loading`.
+Tracer::State::Object Tracer::State::open() {
+    const auto path = types_for_loading->path();
+    LIBBPF_OPTS(bpf_object_open_opts, options);
+    options.btf_custom_path = path ? path->c_str() : nullptr;
+    return Object(tsdroptrace_bpf::open(&options));
 }
 
 int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
@@ -348,6 +434,17 @@ int fill_devices(const bpf_map* map, const std::vector<std::string>& devices) {
     return 0;
 }
 
+int Tracer::State::fill_hook_callers(const tsdroptrace_bpf& object) const {
+    for (const HookCaller& caller : hook_callers) {
+        char key[24] = ""; // struct hook_caller
+        std::strncpy(key, caller.name, sizeof(key) - 1);
+        const std::uint32_t hook = static_cast<std::uint32_t>(caller.pf << 8 | caller.hook);
+        if (const int error = bpf_map_update_elem(bpf_map__fd(object.maps.hook_callers), key, &hook, BPF_ANY))
+            return error;
+    }
+    return 0;
+}
+
 int Tracer::State::fill_filter(const tsdroptrace_bpf& object) const {
     const auto& maps = object.maps;
     for (const int error :
@@ -359,6 +456,65 @@ int Tracer::State::fill_filter(const tsdroptrace_bpf& object) const {
           fill_choices(maps.choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(maps.devices, filter.devices)})
         if (error)
             return error;
+    return 0;
+}
+
+// Set first, then looked: a module that comes in between takes it back itself.
+void Tracer::State::watch_queue_handler() const {
+    std::uint32_t* absent = &maps_of().bss->queue_handler_absent;
+    if (!traces("nf_register_queue_handler") || __atomic_load_n(absent, __ATOMIC_SEQ_CST))
+        return;
+    __atomic_store_n(absent, 1, __ATOMIC_SEQ_CST);
+    if (module_is_loaded("nfnetlink_queue") || traces("nfqnl_enqueue_packet")) // or built in
+        __atomic_store_n(absent, 0, __ATOMIC_SEQ_CST);
+}
+
+// To load the object again for each function would take long.
+int Tracer::State::copy_hook_program(const std::string& name) {
+    const auto id = types_for_loading->function(name);
+    if (!id)
+        return -ESRCH;
+    LIBBPF_OPTS(bpf_prog_load_opts, options);
+    options.expected_attach_type = BPF_TRACE_FEXIT;
+    options.attach_btf_id = id->type_id;
+    options.attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
+    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(hook_program), "GPL",
+                                   bpf_program__insns(hook_program), bpf_program__insn_cnt(hook_program), &options));
+    if (!program)
+        return -errno;
+    Fd link(bpf_link_create(program.get(), 0, BPF_TRACE_FEXIT, nullptr));
+    if (!link)
+        return -errno;
+    hook_links.push_back(std::move(link));
+    return 0;
+}
+
+// Attaches a program of its own to one function, which `types_for_loading` holds. Returns 0 or a negative error.
+int Tracer::State::add_hook_function(const std::string& name) {
+    const bool runs_bpf = name == "nf_hook_run_bpf";
+    if (hook_program && !runs_bpf)
+        return copy_hook_program(name);
+    Object object = open();
+    if (!object)
+        return -errno;
+    bpf_program* ours = runs_bpf ? object->progs.nf_hook_run_bpf_end : object->progs.hook_function_end;
+    bpf_program* program;
+    bpf_object__for_each_program (program, object->obj)
+        bpf_program__set_autoload(program, program == ours);
+    bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
+    bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
+    hook_function_for_loading = name;
+    if (const int error = share_maps(*object))
+        return error;
+    if (const int error = tsdroptrace_bpf::load(object.get()))
+        return error;
+    hook_objects.push_back(std::move(object));
+    if (!runs_bpf)
+        hook_program = ours;
+    bpf_link* link = bpf_program__attach_trace(ours);
+    if (!link)
+        return -errno;
+    links.emplace_back(link);
     return 0;
 }
 
@@ -389,10 +545,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (!types) // read at the start; later anew, since modules have come
         read_now.emplace(functions_of(maps_of()), types_of(maps_of()));
     types_for_loading = types ? types.get() : &*read_now;
-    const auto types_path = types_for_loading->path();
-    LIBBPF_OPTS(bpf_object_open_opts, options);
-    options.btf_custom_path = types_path ? types_path->c_str() : nullptr;
-    Object object(tsdroptrace_bpf::open(&options));
+    Object object = open();
     if (!object)
         return -errno;
     bool any = false;
@@ -445,8 +598,15 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (const int error = tsdroptrace_bpf::load(object.get()))
         return error;
     if (objects.empty())
-        if (const int error = fill_filter(*object))
+        if (const int error = fill_filter(*object); error || fill_hook_callers(*object))
+            return error ? error : -errno;
+
+    if (with_emitter) {
+        const std::uint32_t zero = 0;
+        const int emit = bpf_program__fd(object->progs.emit);
+        if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.emit_call), &zero, &emit, BPF_ANY))
             return error;
+    }
 
     std::vector<Attachment> attachments;
     bpf_program* program;
@@ -527,6 +687,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     }
 
     state->types.reset();
+    state->watch_queue_handler();
 
     const auto on_record = [](void* context, void* data, std::size_t size) -> int {
         const auto* self = static_cast<State*>(context);
@@ -564,10 +725,36 @@ void Tracer::refresh() {
                          std::strerror(-error));
             return;
         }
-        if (state_->attached.size() != before)
+        if (state_->attached.size() != before) {
+            state_->watch_queue_handler();
             spdlog::info("a netfilter module has been loaded: it is traced from now on");
+        }
     }
     std::atomic_ref(seen.expressions_traced).store(loaded);
+}
+
+void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
+    if (!state_->problem.empty())
+        return;
+    KernelTypes::Names names, modules;
+    for (const HookFunction& function : functions) {
+        if (state_->hook_functions.size() >= max_hook_functions || state_->traces(function.name) ||
+            !state_->hook_functions.insert(function.name).second)
+            continue;
+        names.insert(function.name);
+        if (function.module)
+            modules.insert(*function.module);
+    }
+    if (names.empty())
+        return;
+    const KernelTypes types(names, types_of(state_->maps_of()), modules);
+    types_for_loading = &types;
+    for (const std::string& name : names) {
+        const int error = types.function(name) ? state_->add_hook_function(name) : -ESRCH;
+        if (error)
+            spdlog::debug("the hook function {} cannot be traced: {}", name, std::strerror(-error));
+    }
+    types_for_loading = nullptr;
 }
 
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {

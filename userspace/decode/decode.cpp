@@ -27,17 +27,18 @@ struct HookName {
 };
 
 // enum nf_inet_hooks, nf_bridge hooks, NF_ARP_* and enum nf_dev_hooks. The numbers mean something within their
-// family only.
+// family only. A packet of an inet chain has its own family, at ingress too (since 5.10).
 constexpr HookName hook_names[] = {
-    {NFPROTO_INET, 0, Hook::prerouting},  {NFPROTO_INET, 1, Hook::input},        {NFPROTO_INET, 2, Hook::forward},
-    {NFPROTO_INET, 3, Hook::output},      {NFPROTO_INET, 4, Hook::postrouting},  {NFPROTO_INET, 5, Hook::ingress},
-    {NFPROTO_IPV4, 0, Hook::prerouting},  {NFPROTO_IPV4, 1, Hook::input},        {NFPROTO_IPV4, 2, Hook::forward},
-    {NFPROTO_IPV4, 3, Hook::output},      {NFPROTO_IPV4, 4, Hook::postrouting},  {NFPROTO_IPV6, 0, Hook::prerouting},
-    {NFPROTO_IPV6, 1, Hook::input},       {NFPROTO_IPV6, 2, Hook::forward},      {NFPROTO_IPV6, 3, Hook::output},
-    {NFPROTO_IPV6, 4, Hook::postrouting}, {NFPROTO_BRIDGE, 0, Hook::prerouting}, {NFPROTO_BRIDGE, 1, Hook::input},
-    {NFPROTO_BRIDGE, 2, Hook::forward},   {NFPROTO_BRIDGE, 3, Hook::output},     {NFPROTO_BRIDGE, 4, Hook::postrouting},
-    {NFPROTO_ARP, 0, Hook::input},        {NFPROTO_ARP, 1, Hook::output},        {NFPROTO_ARP, 2, Hook::forward},
-    {NFPROTO_NETDEV, 0, Hook::ingress},   {NFPROTO_NETDEV, 1, Hook::egress},
+    {NFPROTO_INET, 0, Hook::prerouting},   {NFPROTO_INET, 1, Hook::input},         {NFPROTO_INET, 2, Hook::forward},
+    {NFPROTO_INET, 3, Hook::output},       {NFPROTO_INET, 4, Hook::postrouting},   {NFPROTO_INET, 5, Hook::ingress},
+    {NFPROTO_IPV4, 0, Hook::prerouting},   {NFPROTO_IPV4, 1, Hook::input},         {NFPROTO_IPV4, 2, Hook::forward},
+    {NFPROTO_IPV4, 3, Hook::output},       {NFPROTO_IPV4, 4, Hook::postrouting},   {NFPROTO_IPV6, 0, Hook::prerouting},
+    {NFPROTO_IPV6, 1, Hook::input},        {NFPROTO_IPV6, 2, Hook::forward},       {NFPROTO_IPV6, 3, Hook::output},
+    {NFPROTO_IPV6, 4, Hook::postrouting},  {NFPROTO_IPV4, 5, Hook::ingress},       {NFPROTO_IPV6, 5, Hook::ingress},
+    {NFPROTO_BRIDGE, 0, Hook::prerouting}, {NFPROTO_BRIDGE, 1, Hook::input},       {NFPROTO_BRIDGE, 2, Hook::forward},
+    {NFPROTO_BRIDGE, 3, Hook::output},     {NFPROTO_BRIDGE, 4, Hook::postrouting}, {NFPROTO_ARP, 0, Hook::input},
+    {NFPROTO_ARP, 1, Hook::output},        {NFPROTO_ARP, 2, Hook::forward},        {NFPROTO_NETDEV, 0, Hook::ingress},
+    {NFPROTO_NETDEV, 1, Hook::egress},
 };
 
 // By tsdt_source.
@@ -48,8 +49,9 @@ constexpr DropKind kinds[] = {
     DropKind::policy, // NFT_POLICY
     DropKind::rule,   // LEGACY_RULE
     DropKind::policy, // LEGACY_POLICY
+    DropKind::hook,   // HOOK_FUNCTION
 };
-static_assert(std::size(kinds) == TSDT_SOURCE_LEGACY_POLICY + 1);
+static_assert(std::size(kinds) == TSDT_SOURCE_HOOK_FUNCTION + 1);
 
 // By tsdt_unknown: why no rule is named, after "no rule is known: ".
 constexpr std::string_view unknown_sentences[] = {
@@ -60,8 +62,14 @@ constexpr std::string_view unknown_sentences[] = {
     "no dropping rule of iptables-legacy was seen counting it: perhaps a match or an extension target dropped it",
     "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
     "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
+    "a rule handed it to a program in userspace", // QUEUE: the queue says more
 };
-static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_NO_BASELINE + 1);
+static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_QUEUE + 1);
+
+// By tsdt_queue, from 1.
+constexpr QueueFate queue_fates[] = {QueueFate::nobody,  QueueFate::full,    QueueFate::refused,
+                                     QueueFate::unknown, QueueFate::verdict, QueueFate::closed};
+static_assert(std::size(queue_fates) == TSDT_QUEUE_CLOSED >> 16);
 
 template <std::size_t N>
 std::string_view text(const char (&chars)[N]) {
@@ -95,6 +103,10 @@ std::optional<Error> check_key(const tsdt_cause_key& key, std::string_view name)
     }
     if (key.unknown >= std::size(unknown_sentences)) {
         return inconsistent(name, "the reason why no rule is known", key.unknown);
+    }
+    if ((key.queue & TSDT_QUEUE_WHY) >> 16 > std::size(queue_fates) ||
+        (key.queue != 0 && (key.queue & TSDT_QUEUE_WHY) == 0)) {
+        return inconsistent(name, "what became of it in a queue", key.queue);
     }
     return std::nullopt;
 }
@@ -139,6 +151,10 @@ Packet packet(const tsdt_drop& record) {
     packet.src = address(record.family, record.saddr);
     packet.dst = address(record.family, record.daddr);
     packet.family = packet.src.family;
+    if (record.is_arp && record.family == 0) {
+        packet.src = address(4, record.saddr);
+        packet.dst = address(4, record.daddr);
+    }
     packet.proto = record.proto;
     if (record.has_ports) {
         packet.sport = ntohs(record.sport);
@@ -203,6 +219,44 @@ std::optional<Hook> hook(const tsdt_cause_key& key) {
     return found == std::end(hook_names) ? std::nullopt : std::optional(found->hook);
 }
 
+// From a symbol as the kernel prints it: "ipv4_conntrack_in+0x0/0x20 [nf_conntrack]".
+HookFunction hook_function(std::string_view symbol) {
+    HookFunction function;
+    function.name = symbol.substr(0, symbol.find('+'));
+    if (const auto open = symbol.find(" ["); open != symbol.npos) {
+        const auto module = symbol.substr(open + 2);
+        function.module = module.substr(0, module.find(']'));
+    }
+    return function;
+}
+
+std::optional<Queue> queue(std::uint32_t value) {
+    if (value == 0) {
+        return std::nullopt;
+    }
+    Queue queue;
+    queue.fate = queue_fates[((value & TSDT_QUEUE_WHY) >> 16) - 1];
+    if (value & TSDT_QUEUE_NUMBERED) {
+        queue.number = static_cast<std::uint16_t>(value);
+    }
+    return queue;
+}
+
+// Why no rule is named.
+std::string unknown(const tsdt_cause& cause, const DropSite& site) {
+    if (site.queue) {
+        return site.queue->text();
+    }
+    std::string names;
+    for (const HookFunction& function : hook_functions(cause)) {
+        names += (names.empty() ? "" : ", ") + function.text();
+    }
+    if (!names.empty()) {
+        return "no rule was seen dropping it; registered at that hook, so one of these did: " + names;
+    }
+    return std::string(unknown_sentences[cause.key.unknown]);
+}
+
 DropSite site(const tsdt_cause& cause, const KernelNames& names) {
     DropSite site;
     site.kind = kinds[cause.key.source];
@@ -213,8 +267,15 @@ DropSite site(const tsdt_cause& cause, const KernelNames& names) {
         site.location = fmt::format("{:#x}", cause.key.location);
     }
     site.hook = hook(cause.key);
-    if (site.kind == DropKind::hook) {
-        site.unknown = unknown_sentences[cause.key.unknown];
+    site.queue = queue(cause.key.queue);
+    if (cause.key.source == TSDT_SOURCE_HOOK_FUNCTION) {
+        site.hook_function = hook_function(text(cause.step[0].chain));
+        if (cause.key.offset) {
+            site.hook_function->program_id = cause.key.offset;
+            site.hook_function->program = text(cause.table);
+        }
+    } else if (site.kind == DropKind::hook) {
+        site.unknown = unknown(cause, site);
     }
     return site;
 }
@@ -294,7 +355,7 @@ Result<tsdt_drop> read_drop(std::span<const std::byte> bytes) {
         }
     }
     for (const std::uint8_t flag : {record->has_ports, record->quoted.has_ports, record->has_l4, record->to_range,
-                                    record->from_range, record->received}) {
+                                    record->from_range, record->received, record->is_arp}) {
         if (flag > 1) {
             return inconsistent(name, "a yes-or-no field", flag);
         }
@@ -344,9 +405,27 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
     drop.cpu = record.cpu;
     drop.packet = packet(record);
     if (record.pid != 0) {
-        drop.process = Process{record.pid, std::string(text(record.comm))};
+        Process process{record.pid, std::string(text(record.comm))};
+        if (drop.site.queue && drop.site.queue->fate == QueueFate::verdict) {
+            drop.site.queue->process = std::move(process);
+            if (drop.site.kind == DropKind::hook) {
+                drop.site.unknown = drop.site.queue->text();
+            }
+        } else {
+            drop.process = std::move(process);
+        }
     }
     return drop;
+}
+
+std::vector<HookFunction> hook_functions(const tsdt_cause& cause) {
+    std::vector<HookFunction> functions;
+    if (cause.key.source == TSDT_SOURCE_NETFILTER && cause.key.unknown == TSDT_UNKNOWN_NOT_TRACED) {
+        for (std::size_t i = 0; i < std::min<std::size_t>(cause.steps, TSDT_PATH_MAX); ++i) {
+            functions.push_back(hook_function(text(cause.step[i].chain)));
+        }
+    }
+    return functions;
 }
 
 Drop decode_cause(const tsdt_cause& cause, const Machine& machine) {

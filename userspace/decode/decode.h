@@ -70,6 +70,10 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 // The namespace with that inode.
 Netns decode_netns(std::uint32_t inode, const Machine& machine);
 
+// The functions registered at the hook where a packet died, one of which has dropped it; empty for a cause of which
+// more is known, or for which the kernel could not list them.
+std::vector<HookFunction> hook_functions(const tsdt_cause& cause);
+
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.
 Drop decode_cause(const tsdt_cause& cause, const Machine& machine);

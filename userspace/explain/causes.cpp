@@ -53,6 +53,47 @@ const std::vector<FixTemplate> crowdsec_fixes{
     {"cscli decisions delete --ip {src}", "it may be blocked again; an allowlist lasts"},
 };
 
+const std::vector<std::string_view> conntrack_in{
+    "Conntrack ({hook_function}) dropped it: it did not take the connection in. Mostly its table is full; then the "
+    "kernel's log says so (nf_conntrack: table full).",
+    peer_is};
+
+const std::vector<FixTemplate> conntrack_in_fixes{
+    {"conntrack -S", "none, it shows the counters: drop and early_drop grow when the table is full"},
+    {"sysctl -w net.netfilter.nf_conntrack_max=N", "each connection takes some 400 bytes of kernel memory"},
+};
+
+const std::vector<std::string_view> conntrack_confirm{
+    "Conntrack ({hook_function}) dropped it: the new connection could not be entered in its table, since another one "
+    "has the same addresses and ports. Mostly NAT has too few ports or addresses to choose from.",
+    peer_is};
+
+const std::vector<FixTemplate> conntrack_confirm_fixes{
+    {"conntrack -S", "none, it shows the counters: insert_failed grows with each such drop"},
+    {"widen the range of ports or addresses in the NAT rule", "more of them are taken on this machine's side"},
+};
+
+const std::vector<std::string_view> queue_nobody{
+    "The rule hands packets to a program in userspace (queue {queue}), and no program listens there.", peer_is,
+    evidence};
+
+const std::vector<FixTemplate> queue_nobody_fixes{
+    {"start the program that should listen on queue {queue}", "packets then pass or not as it says"},
+    {"the rule's option bypass (iptables: --queue-bypass)", "packets pass unseen while the program does not run"},
+};
+
+const std::vector<std::string_view> queue_full{
+    "The rule hands packets to a program in userspace (queue {queue}), which does not keep up: its queue or its socket "
+    "is full.",
+    peer_is};
+
+const std::vector<FixTemplate> queue_full_fixes{
+    {"cat /proc/net/netfilter/nfnetlink_queue", "none, it shows for each queue the port id of its program (mostly its "
+                                                "pid), how many packets wait, and how many were "
+                                                "dropped"},
+    {"a longer queue, or fail-open, in the program's configuration", "fail-open lets packets pass unseen"},
+};
+
 const std::vector<FixTemplate> network_policy_fixes{
     {"kubectl get networkpolicies -A", "none, it shows the policies; one that allows the packet is the fix"},
 };
@@ -246,6 +287,10 @@ const std::vector<KnownCause> table_of_causes{
                {"firewall-cmd --zone=trusted --add-interface={in_dev}",
                 "everything that comes in by {in_dev} is let in"}}},
 
+    // Rules that hand packets to a queue
+    {.id = "queue-nobody", .queue = QueueFate::nobody, .sentences = queue_nobody, .fixes = queue_nobody_fixes},
+    {.id = "queue-full", .queue = QueueFate::full, .sentences = queue_full, .fixes = queue_full_fixes},
+
     // Any rule with an owner, any rule without
     {.id = "owned-rule",
      .owned = Owned::yes,
@@ -274,6 +319,82 @@ const std::vector<KnownCause> table_of_causes{
           "there is dropped.",
           peer_is, evidence},
      .fixes = show_then_accept},
+
+    // Hook functions that have no rules, by their name
+    {.id = "conntrack-in",
+     .kind = DropKind::hook,
+     .function = "ipv4_conntrack_*",
+     .sentences = conntrack_in,
+     .fixes = conntrack_in_fixes},
+    {.id = "conntrack-in",
+     .kind = DropKind::hook,
+     .function = "ipv6_conntrack_*",
+     .sentences = conntrack_in,
+     .fixes = conntrack_in_fixes},
+    {.id = "conntrack-confirm",
+     .kind = DropKind::hook,
+     .function = "nf_confirm",
+     .sentences = conntrack_confirm,
+     .fixes = conntrack_confirm_fixes},
+    {.id = "conntrack-confirm",
+     .kind = DropKind::hook,
+     .function = "ipv4_confirm",
+     .sentences = conntrack_confirm,
+     .fixes = conntrack_confirm_fixes},
+    {.id = "conntrack-confirm",
+     .kind = DropKind::hook,
+     .function = "ipv6_confirm",
+     .sentences = conntrack_confirm,
+     .fixes = conntrack_confirm_fixes},
+    {.id = "ipvs",
+     .kind = DropKind::hook,
+     .function = "ip_vs_*",
+     .sentences = {"The load balancer of the kernel, IPVS ({hook_function}), dropped it: mostly the service has no "
+                   "server that is up.",
+                   peer_is},
+     .fixes = {{"ipvsadm -L -n", "none, it lists the services and their servers"}}},
+    {.id = "legacy-arp-table",
+     .kind = DropKind::hook,
+     .function = "arpt_do_table",
+     .sentences = {"A rule or a policy of the legacy ARP tables (arptables-legacy) dropped it. Which one is not known: "
+                   "these tables are not traced."},
+     .fixes = {{"arptables-legacy -L -n -v", "none, it shows the rules with their counters"}}},
+    {.id = "legacy-bridge-table",
+     .kind = DropKind::hook,
+     .function = "ebt_*",
+     .sentences = {"A rule or a policy of the legacy bridge tables (ebtables-legacy) dropped it. Which one is not "
+                   "known: these tables are not traced."},
+     .fixes = {{"ebtables-legacy -L --Lc", "none, it shows the rules of the table filter with their counters"}}},
+    {.id = "bpf-netfilter",
+     .kind = DropKind::hook,
+     .function = "nf_hook_run_bpf",
+     .sentences = {"A BPF program at netfilter's hook dropped it: {hook_function}.", peer_is},
+     .fixes = {{"bpftool prog show id {program_id}", "none, it shows the program"},
+               {"bpftool link show", "none, it shows which process holds it"}}},
+    {.id = "hook-function",
+     .kind = DropKind::hook,
+     .function = "*",
+     .sentences = {"A function at netfilter's hook that has no rules dropped it: {hook_function}.", peer_is, evidence},
+     .fixes = {{"nft list hooks", "none, it lists who is registered at each hook (kernel 5.14, nft 1.0.3 or newer)"}}},
+
+    // Queues
+    {.id = "queue-verdict",
+     .kind = DropKind::hook,
+     .queue = QueueFate::verdict,
+     .sentences = {"A rule hands packets to a program in userspace (queue {queue}), and that said drop: "
+                   "{queue_process}.",
+                   peer_is, evidence},
+     .fixes = {{"look into the program's own log and rules", "none"}}},
+    {.id = "queue-nobody",
+     .kind = DropKind::hook,
+     .queue = QueueFate::nobody,
+     .sentences = queue_nobody,
+     .fixes = queue_nobody_fixes},
+    {.id = "queue-full",
+     .kind = DropKind::hook,
+     .queue = QueueFate::full,
+     .sentences = queue_full,
+     .fixes = queue_full_fixes},
 
     // A hook function without a rule
     {.id = "hook-without-rule",

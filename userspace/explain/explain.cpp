@@ -210,6 +210,24 @@ const Placeholder placeholders[] = {
     {"show", show_command, true},
     {"iptables", iptables_tool},
     {"unknown", [](const Context& c) { return c.drop.site.unknown; }},
+    {"hook_function",
+     [](const Context& c) { return c.drop.site.hook_function ? c.drop.site.hook_function->text() : std::string{}; }},
+    {"program_id",
+     [](const Context& c) {
+         const auto& function = c.drop.site.hook_function;
+         return function && function->program_id ? std::to_string(*function->program_id) : std::string{};
+     }},
+    {"queue",
+     [](const Context& c) {
+         const auto& queue = c.drop.site.queue;
+         return queue && queue->number ? std::to_string(*queue->number) : std::string{};
+     }},
+    {"queue_process",
+     [](const Context& c) {
+         const auto& queue = c.drop.site.queue;
+         return queue && queue->process ? fmt::format("{} (pid {})", queue->process->comm, queue->process->pid)
+                                        : std::string{};
+     }},
     {"symbol", [](const Context& c) { return std::string(symbol_of(c.drop.site.location)); }},
 };
 
@@ -268,6 +286,11 @@ bool fits(const KnownCause& cause, const Context& c) {
     if (!cause.table.empty() && !matches(cause.table, drop.rule->table))
         return false;
     if (!cause.chain.empty() && !matches(cause.chain, drop.rule->chain))
+        return false;
+    const auto& function = drop.site.hook_function;
+    if (!cause.function.empty() && (!function || !matches(cause.function, function->name)))
+        return false;
+    if (cause.queue && (!drop.site.queue || drop.site.queue->fate != *cause.queue))
         return false;
     if (!cause.source.empty() && !contains(cause.source, drop.packet.src))
         return false;

@@ -64,6 +64,9 @@ struct KnownCause {
     std::vector<std::string_view> text{}; // all of them are in the rule's text
     std::string_view source{};            // CIDR that holds the packet's source; empty matches any
     Owned owned = Owned::either;
+    // Beginning of the hook function's name; empty matches any drop, * those of which the function is known.
+    std::string_view function{};
+    std::optional<QueueFate> queue{};
     std::vector<std::string_view> sentences{};
     std::vector<FixTemplate> fixes{}; // best first
 };

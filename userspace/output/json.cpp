@@ -87,10 +87,32 @@ json to_json(const Packet& p) {
             {"quoted", to_json(p.quoted)}};
 }
 
+json to_json(const Process& process) {
+    return {{"pid", process.pid}, {"comm", process.comm}};
+}
+
+json to_json(const HookFunction& function) {
+    json program = nullptr;
+    if (function.program_id)
+        program = {{"id", *function.program_id}, {"name", function.program}};
+    return {{"name", function.name}, {"module", or_null(function.module)}, {"bpf_program", std::move(program)}};
+}
+
+json to_json(const Queue& queue) {
+    return {{"number", or_null(queue.number)},
+            {"fate", to_string(queue.fate)},
+            {"process", queue.process ? to_json(*queue.process) : json(nullptr)}};
+}
+
 json to_json(const DropSite& site) {
-    return {{"kind", to_string(site.kind)},    {"reason", site.reason},
-            {"reason_code", site.reason_code}, {"location", site.location},
-            {"hook", name_or_null(site.hook)}, {"unknown", site.unknown.empty() ? json(nullptr) : json(site.unknown)}};
+    return {{"kind", to_string(site.kind)},
+            {"reason", site.reason},
+            {"reason_code", site.reason_code},
+            {"location", site.location},
+            {"hook", name_or_null(site.hook)},
+            {"unknown", site.unknown.empty() ? json(nullptr) : json(site.unknown)},
+            {"hook_function", site.hook_function ? to_json(*site.hook_function) : json(nullptr)},
+            {"queue", site.queue ? to_json(*site.queue) : json(nullptr)}};
 }
 
 json to_json(const Rule* rule, const std::optional<Owner>& owner) {
@@ -133,17 +155,20 @@ json to_json(const Cause& cause) {
                          {"dst", flow.dst.text()},
                          {"dport", flow.dport},
                          {"packets", number(flow.packets)}});
-    return {
-        {"drop",
-         {{"kind", to_string(drop.site.kind)}, {"reason", drop.site.reason}, {"hook", name_or_null(drop.site.hook)}}},
-        {"rule", to_json(drop.rule.get(), drop.owner)},
-        {"netns", to_json(drop.netns)},
-        {"packets", number(cause.packets)},
-        {"bytes", number(cause.bytes)},
-        {"first", rfc3339_utc(cause.first_ns)},
-        {"last", rfc3339_utc(cause.last_ns)},
-        {"flows", std::move(flows)},
-        {"flows_other", {{"flows", number(cause.other_flows)}, {"packets", number(cause.other_packets)}}}};
+    return {{"drop",
+             {{"kind", to_string(drop.site.kind)},
+              {"reason", drop.site.reason},
+              {"hook", name_or_null(drop.site.hook)},
+              {"hook_function", drop.site.hook_function ? to_json(*drop.site.hook_function) : json(nullptr)},
+              {"queue", drop.site.queue ? to_json(*drop.site.queue) : json(nullptr)}}},
+            {"rule", to_json(drop.rule.get(), drop.owner)},
+            {"netns", to_json(drop.netns)},
+            {"packets", number(cause.packets)},
+            {"bytes", number(cause.bytes)},
+            {"first", rfc3339_utc(cause.first_ns)},
+            {"last", rfc3339_utc(cause.last_ns)},
+            {"flows", std::move(flows)},
+            {"flows_other", {{"flows", number(cause.other_flows)}, {"packets", number(cause.other_packets)}}}};
 }
 
 json to_json(const std::map<std::string, std::uint64_t>& counts) {
@@ -156,10 +181,6 @@ json to_json(const std::map<std::string, std::uint64_t>& counts) {
 json to_json(const Capability& capability) {
     return {{"exactness", to_string(capability.exactness)},
             {"reason", capability.reason.empty() ? json(nullptr) : json(capability.reason)}};
-}
-
-json to_json(const Process& process) {
-    return {{"pid", process.pid}, {"comm", process.comm}};
 }
 
 json to_json(const Changer& changer) {
@@ -209,9 +230,7 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["packet"] = to_json(drop.packet);
     line["drop"] = to_json(drop.site);
     line["rule"] = to_json(drop.rule.get(), drop.owner);
-    line["process"] = nullptr;
-    if (drop.process)
-        line["process"] = to_json(*drop.process);
+    line["process"] = drop.process ? to_json(*drop.process) : json(nullptr);
     line["explanation"] = to_json(drop.explanation.get());
     return finish(line);
 }

@@ -85,9 +85,9 @@ std::string schema() {
       "properties": {
         "family": { "enum": ["ipv4", "ipv6", "other"] },
         "proto": { "description": "a name, or the protocol number as a string", "type": "string" },
-        "src": { "type": "string" },
+        "src": { "description": "an IP address, for ARP that of the sender; else empty", "type": "string" },
         "sport": { "$ref": "#/$defs/u16_or_null" },
-        "dst": { "type": "string" },
+        "dst": { "description": "as src; for ARP the target", "type": "string" },
         "dport": { "$ref": "#/$defs/u16_or_null" },
         "length": { "description": "bytes of the IP packet, header included", "$ref": "#/$defs/u32" },
         "ttl": { "$ref": "#/$defs/u8" },
@@ -118,8 +118,49 @@ std::string schema() {
         "reason_code": { "$ref": "#/$defs/u32" },
         "location": { "type": "string" },
         "hook": { "$ref": "#/$defs/hook" },
-        "unknown": { "description": "why no rule is named", "$ref": "#/$defs/text_or_null" }
+        "unknown": { "description": "why no rule is named", "$ref": "#/$defs/text_or_null" },
+        "hook_function": { "$ref": "#/$defs/hook_function_or_null" },
+        "queue": { "$ref": "#/$defs/queue_or_null" }
       }
+    },
+    "hook_function_or_null": {
+      "description": "the function at that hook which dropped the packet, where it has no rules",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["name", "module", "bpf_program"],
+          "properties": {
+            "name": { "type": "string" },
+            "module": { "description": "null: built in", "$ref": "#/$defs/text_or_null" },
+            "bpf_program": {
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "object",
+                  "required": ["id", "name"],
+                  "properties": { "id": { "$ref": "#/$defs/u32" }, "name": { "type": "string" } }
+                }
+              ]
+            }
+          }
+        }
+      ]
+    },
+    "queue_or_null": {
+      "description": "what became of a packet that a rule had handed to a program in userspace (NFQUEUE)",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["number", "fate", "process"],
+          "properties": {
+            "number": { "$ref": "#/$defs/u16_or_null" },
+            "fate": { "enum": ["nobody", "full", "refused", "unknown", "verdict", "closed"] },
+            "process": { "description": "that gave the verdict", "$ref": "#/$defs/process_or_null" }
+          }
+        }
+      ]
     },
     "step": {
       "type": "object",
@@ -216,7 +257,9 @@ std::string schema() {
           "properties": {
             "kind": { "$ref": "#/$defs/kind" },
             "reason": { "type": "string" },
-            "hook": { "$ref": "#/$defs/hook" }
+            "hook": { "$ref": "#/$defs/hook" },
+            "hook_function": { "$ref": "#/$defs/hook_function_or_null" },
+            "queue": { "$ref": "#/$defs/queue_or_null" }
           }
         },
         "rule": { "$ref": "#/$defs/rule_or_null" },

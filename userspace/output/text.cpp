@@ -72,7 +72,10 @@ std::string icmp_name(const Packet& packet) {
 // "udp 100.100.2.136:53 > 10.0.0.2:41873, an answer, in by eth0"
 std::string describe(const Packet& packet) {
     std::string out;
-    if (packet.family == IpFamily::other) {
+    constexpr std::uint16_t arp = 0x0806;
+    if (packet.ethertype == arp && packet.src.family == IpFamily::ipv4) {
+        out = fmt::format("arp {} > {}", packet.src.text(), packet.dst.text());
+    } else if (packet.family == IpFamily::other) {
         out = fmt::format("ethertype 0x{:04x}, {} bytes", packet.ethertype, packet.length);
     } else {
         out = fmt::format("{} {} > {}", proto_name(packet.proto), endpoint(packet.src, packet.sport),
@@ -122,6 +125,10 @@ std::string cause_name(const Drop& drop) {
         return "by " + describe({rule->chain, rule->number, rule->handle}, rule->backend);
     if (drop.site.kind == DropKind::policy && rule != nullptr)
         return fmt::format("by the policy of {}", printable(rule->chain));
+    if (drop.site.hook_function)
+        return "by " + printable(drop.site.hook_function->text());
+    if (drop.site.queue && drop.site.queue->number)
+        return fmt::format("in queue {}", *drop.site.queue->number);
     if (drop.site.kind != DropKind::kernel)
         return drop.site.hook ? fmt::format("by netfilter at {}, rule not known", to_string(*drop.site.hook))
                               : "by netfilter, rule not known";
@@ -172,6 +179,8 @@ std::string where(const Drop& drop) {
 
 // What is known of the rule itself; empty when there is none to speak of.
 std::string rule_line(const Drop& drop) {
+    if (drop.site.hook_function)
+        return fmt::format("none: the hook function {} dropped it", printable(drop.site.hook_function->text()));
     if (drop.site.kind == DropKind::hook)
         return "not known: " + (drop.site.unknown.empty() ? "nothing says which" : printable(drop.site.unknown));
     if (!drop.rule)
@@ -284,6 +293,8 @@ void entry(Page& page, const Drop& drop) {
     page.paragraph(head, describe(drop.packet), head.size(), drop.noise ? Paint::strong : Paint::alarm);
     page.field("where", where(drop));
     page.field("rule", rule_line(drop));
+    if (drop.site.queue && drop.rule)
+        page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
         page.field("owner", owner_line(*drop.owner));
     if (!drop.netns.initial)

@@ -94,6 +94,26 @@ bool is_anonymous(std::string_view chain) {
     return chain.starts_with("__chain");
 }
 
+// nft lists a rule of an anonymous chain only as part of the rule that jumps there: that one's text is the answer.
+Match fill_in_block(Rule& rule, const tsdt_cause& cause, std::size_t steps, const SnapshotTable& table) {
+    while (steps > 0 && is_anonymous(bounded(cause.step[steps - 1].chain)))
+        steps--;
+    if (steps == 0)
+        return Match::not_readable;
+    const tsdt_step& jump = cause.step[steps - 1];
+    const SnapshotChain* chain = find_nft_chain(table, jump);
+    if (!chain)
+        return Match::absent;
+    auto at = std::find_if(chain->rules.begin(), chain->rules.end(),
+                           [&](const SnapshotRule& candidate) { return candidate.handle == jump.handle; });
+    if (at == chain->rules.end())
+        return Match::absent;
+    rule.table = table.name;
+    if (!at->text.empty())
+        rule.text = at->text;
+    return Match::found;
+}
+
 Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const Snapshot& snapshot) {
     bool policy = cause.key.source == TSDT_SOURCE_NFT_POLICY;
     if (steps == 0 || (!policy && cause.step[steps - 1].handle == 0))
@@ -104,7 +124,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
         return no_table(snapshot);
     const SnapshotChain* chain = find_nft_chain(*table, last);
     if (!chain)
-        return is_anonymous(bounded(last.chain)) ? Match::not_readable : Match::absent;
+        return is_anonymous(bounded(last.chain)) ? fill_in_block(rule, cause, steps, *table) : Match::absent;
 
     const SnapshotRule* found = nullptr;
     std::size_t index = 0;

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
-from . import differential
+from . import differential, hooks
 from .guest import Run, check_lines, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -856,6 +856,7 @@ def all_checks(report, guest, validator, program):
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
+    wanted += hooks.SCENARIOS
 
     def ran(group):
         for name in wanted:
@@ -892,3 +893,6 @@ def all_checks(report, guest, validator, program):
     run("a flood", flood, guest, validator)
     for backend in ("legacy", "nftables"):
         run(f"more processes than CPUs, {backend}", preempted, guest, backend)
+    hooks.all_checks(run, guest, validator)
+    for name in hooks.SCENARIOS:
+        run(f"replay: {name}", replay, guest, validator, program, name)

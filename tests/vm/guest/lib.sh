@@ -127,8 +127,13 @@ reset_machine() {
 link del eth0
 link del eth1
 link del tailscale0
+link del left
+link del right
+link del br0
 netns del provider
 netns del client
+netns del left
+netns del right
 rule del pref 5210
 rule del pref 5230
 rule del pref 5250

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every way to be dropped beside the common ones: other families, hook functions without rules, queues."""
+
+import re
+from collections import Counter
+
+from .guest import check_lines, check_terminal, seconds
+from .oracle import Ruleset
+
+VM, PROVIDER = "10.0.0.2", "10.0.0.1"
+SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways"]
+
+
+# ---- nf_tables: families, expressions ----
+
+def traced_drops(trace):
+    """{(family, table, chain, handle or None for the policy): packets}, from the output of nft -a monitor trace."""
+    drops = Counter()
+    for line in trace.splitlines():
+        match = re.match(r"trace id \w+ (\w+) (\S+) (\S+) (?:unknown )?(rule|policy) (.*)", line)
+        if not match:
+            continue
+        family, table, chain, kind, rest = match.groups()
+        if kind == "policy" and rest.startswith("drop"):
+            drops[family, table, chain, None] += 1
+        elif handle := re.search(r"handle (\d+) \(verdict drop\)$", rest):
+            drops[family, table, chain, int(handle.group(1))] += 1
+    return drops
+
+
+def families(group, guest, validator):
+    run = guest.run("families")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    rules = Ruleset().add_nft(guest.text("families/after.nft"))
+    saved = Ruleset().add_save(guest.text("families/after.save4"), "ip")
+    by_rule = Counter()
+    for drop in run.drops:
+        if drop["drop"]["kind"] not in ("rule", "policy"):
+            group.equal(drop["drop"]["kind"], "kernel", "netfilter dropped it, but no rule is named")
+            continue
+        rule, packet = drop["rule"], drop["packet"]
+        if not group.true(rule, "a rule is named", drop):
+            continue
+        by_rule[rule["family"], rule["table"], rule["chain"], rule["handle"]] += 1
+        group.fields(rule, {"confidence": "exact", "stale": False}, "rule")
+        block = rule["chain"].startswith("__chain")
+        if rule["family"] == "arp":
+            asked = re.search(r"daddr ip (\S+)", rule["text"]).group(1)
+            group.equal((packet["dst"], packet["src"]), (asked, VM if asked.endswith(".88") else PROVIDER),
+                        f"who asks for {asked}")
+        base = rules.chains[rule["family"], rule["table"], rule["path"][0]["chain"]]
+        group.equal(drop["drop"]["hook"], base.hook.lower(), f"hook of {rule['chain']}")
+        group.equal(packet["family"] == "other", rule["family"] == "arp" or packet["proto"] == "0",
+                    f"family of the packet in table {rule['family']} {rule['table']}")
+        if drop["drop"]["kind"] == "policy":
+            continue
+        if block:  # its listing is part of the rule that jumps there
+            text = "udp dport 7732 jump { udp dport 9 counter drop; counter drop }"
+        else:
+            number, expected = rules.by_handle(rule["family"], rule["table"], rule["chain"], rule["handle"])
+            group.equal(rule["number"], number, f"number of {expected.text}")
+            text = expected.text
+            if rule["family"] == "ip":
+                text = saved.rule("ip", rule["table"], rule["chain"], number).text
+        group.equal(rule["text"], text, "text")
+        port = re.search(r"dport (?:7700-7799|(77\d\d))|ip-dport (77\d\d)", rule["text"])
+        if port and (port.group(1) or port.group(2)):
+            group.equal(packet["dport"], int(port.group(1) or port.group(2)), f"the packet of {rule['text']}")
+    traced = traced_drops(guest.text("families/trace"))
+    group.equal(dict(by_rule), dict(traced), "packets by rule: what the kernel's trace says")
+
+    # A range holds ARP as well: by its sender or its target.
+    ranged = guest.run("families", "ranged")
+    group.equal({(d["packet"]["dst"], d["packet"]["direction"]) for d in ranged.drops},
+                {("10.0.0.77", "to")}, "--dst 10.0.0.77")
+    # Each of them was met, or the comparison says nothing.
+    places = Counter()
+    for family, table, chain, handle in traced:
+        places[family, table, chain] += 1
+    for place, count in {("arp", "a", "in"): 1, ("arp", "a", "out"): 1, ("arp", "filter", "INPUT"): 1,
+                         ("bridge", "b", "pre"): 2, ("bridge", "b", "in"): 2, ("bridge", "b", "forward"): 1,
+                         ("bridge", "b", "out"): 1, ("bridge", "b", "post"): 1, ("bridge", "b", "last"): 1,
+                         ("bridge", "filter", "FORWARD"): 1, ("bridge", "nat", "PREROUTING"): 1,
+                         ("netdev", "early", "ingress"): 2, ("netdev", "early", "egress"): 1,
+                         ("inet", "early", "ingress"): 1, ("inet", "awake", "c14"): 1,
+                         # One more where an expectation that clashes is refused.
+                         ("inet", "awake", "input"): 4,
+                         ("inet", "awake", "later"): 1, ("inet", "awake", "latest"): 1, ("inet", "awake", "proxy"): 2,
+                         ("inet", "awake", "forward"): 3, ("ip", "filter", "INPUT"): 2}.items():
+        group.true(places[place] >= count, f"{' '.join(place)}: rules that dropped, by the kernel's trace",
+                   places[place])
+    group.true(not any(table == "asleep" for _, table, _, _ in traced), "a dormant table drops nothing")
+    deep = [d["rule"]["path"] for d in run.drops if d["rule"] and d["rule"]["chain"] == "c14"]
+    group.equal([[step["chain"] for step in path] for path in deep],
+                [["input"] + [f"c{i}" for i in range(15)]] * 2, "the deepest way that the kernel allows")
+
+
+# ---- functions at hooks ----
+
+def hook_functions(group, guest, validator):
+    scenario = "hook-functions"
+    run, marks = guest.run(scenario), guest.marks(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    counters = {name: (int(drop), int(failed)) for name, drop, failed in
+                map(str.split, guest.text(f"{scenario}/counters").splitlines())}
+    # What conntrack's own source calls them; one function for both families since 6.3.
+    confirm = "ipv4_confirm" if guest.kernel.startswith("6.1.") else "nf_confirm"
+    cases = [(7751, "ipv4", "postrouting", confirm, "nf_conntrack"),
+             (7752, "ipv4", "prerouting", "ipv4_conntrack_in", "nf_conntrack"),
+             (7752, "ipv6", "prerouting", "ipv6_conntrack_in", "nf_conntrack"),
+             (7754, "ipv4", "input", "ip_vs_in_hook", "ip_vs")]
+    if not guest.kernel.startswith("6.1."):  # from 6.4
+        cases.append((7753, "ipv4", "input", "nf_hook_run_bpf", None))
+    for port, family, hook, name, module in cases:
+        what = f"{family} port {port}"
+        # The BPF program drops everything that comes to the other namespace.
+        drops = [d for d in run.drops_to_port(port, family)
+                 if d["drop"]["kind"] != "kernel" and (d["netns"]["inode"] == guest.netns) == (port != 7753)]
+        early = [d for d in drops if seconds(d["time"]) < marks["known"]]
+        late = [d for d in drops if seconds(d["time"]) >= marks["known"]]
+        group.true(early and len(late) >= 2, f"{what}: drops, before and after the first was read",
+                   (len(early), len(late)))
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "hook", "reason": "NETFILTER_DROP", "hook": hook, "queue": None}, what)
+            group.equal(drop["rule"], None, f"{what}: rule")
+        for drop in early[:1]:
+            group.equal(drop["drop"]["hook_function"], None, f"{what}: the function at first")
+            group.true(name in drop["drop"]["unknown"], f"{what}: {name} is among those that may have dropped it",
+                       drop["drop"]["unknown"])
+        for drop in late:
+            function = drop["drop"]["hook_function"]
+            group.fields(function, {"name": name, "module": module}, f"{what}: hook_function")
+            group.equal(drop["drop"]["unknown"], None, f"{what}: unknown")
+            if name == "nf_hook_run_bpf":
+                group.equal((function or {}).get("bpf_program"),
+                            {"id": int(guest.text(f"{scenario}/bpf")), "name": "drops_all"}, "the BPF program")
+            else:
+                group.equal((function or {}).get("bpf_program"), None, f"{what}: BPF program")
+        group.true(name in run.out, f"{what}: the terminal names {name}", run.out[-800:])
+    # Legacy ARP tables: the function is known, and that it is one of them is said; which rule is not.
+    arp = [d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] == "hook"]
+    late = [d for d in arp if seconds(d["time"]) >= marks["known"]]
+    group.true(len(arp) > len(late) >= 2, "ARP: drops, before and after the first was read", (len(arp), len(late)))
+    for drop in arp:
+        group.fields(drop, {"rule": None, "drop": {"hook": "input", "reason": "NETFILTER_DROP"}}, "ARP")
+    for drop in late:
+        group.fields(drop["drop"]["hook_function"], {"name": "arpt_do_table", "module": "arp_tables"}, "ARP")
+        group.true("arptables-legacy" in drop["explanation"]["summary"], "ARP: the explanation names the tool", drop)
+    clashes, full = run.drops_to_port(7751), run.drops_to_port(7752)
+    dropped, failed = (end - start for start, end in zip(counters["start"], counters["end"]))
+    clashes, full = (sum(d["drop"]["kind"] == "hook" and d["netns"]["inode"] == guest.netns for d in drops)
+                     for drops in (clashes, full))
+    group.equal(clashes, failed, "connections that conntrack counts as not inserted")
+    group.equal(clashes + full, dropped, "packets that conntrack counts as dropped")
+    # Packets that pass pay for none of this until something has died.
+    attached = {when: set(re.findall(r"^(\S+)", guest.text(f"{scenario}/attached.{when}"), re.M))
+                for when in ("before", "after")}
+    for name in {case[3] for case in cases}:
+        group.true(name not in attached["before"], f"{name} is not traced at the start")
+        group.true(name in attached["after"], f"{name} is traced once it has dropped something")
+
+
+def legacy_rules(guest, prefix):
+    return Ruleset().add_save(guest.text(f"{prefix}.save4"), "ip").add_save(guest.text(f"{prefix}.save6"), "ip6")
+
+
+# ---- queues ----
+
+def queues(group, guest, validator):
+    run, marks = guest.run("queues"), guest.marks("queues")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    group.true("nfnetlink_queue" not in guest.text("queues/modules.before"), "no program had ever listened")
+    listeners = {int(number): int(pid) for number, pid in
+                 map(str.split, guest.text("queues/listeners").splitlines())}
+    legacy = legacy_rules(guest, "queues/legacy")
+    nft = Ruleset().add_nft(guest.text("queues/nft.nft"), guest.text("queues/nft.nft.json"))
+    saved = Ruleset().add_save(guest.text("queues/nft.save4"), "ip")
+
+    # port -> family of the packet -> (packets that died, where the rule is, way to it, queue, fate)
+    def legacy_way(chain, number):
+        return [["INPUT", 1], ["queued", 2]] if chain == "queued" else [["INPUT", number]]
+    cases = [
+        (7771, "ipv4", 4, legacy, ("ip", "filter", "queued", 2), legacy_way("queued", 2), 71, "nobody"),
+        (7771, "ipv6", 2, legacy, ("ip6", "filter", "queued", 2), legacy_way("queued", 2), 71, "nobody"),
+        (7773, "ipv4", 2, legacy, ("ip", "filter", "INPUT", 3), legacy_way("INPUT", 3), 73, "full"),
+        (7774, "ipv4", 4, nft, ("inet", "q", "queued", 2), [["input", 1], ["queued", 2]], 74, "nobody"),
+        (7774, "ipv6", 2, nft, ("inet", "q", "queued", 2), [["input", 1], ["queued", 2]], 74, "nobody"),
+        (7776, "ipv4", 4, saved, ("ip", "filter", "INPUT", 1), [["INPUT", 1]], 76, "nobody"),
+    ]
+    for port, family, packets, ruleset, where, path, number, fate in cases:
+        what = f"{family} port {port}"
+        rule = ruleset.rule(*where)
+        drops = [d for d in run.drops_to_port(port, family) if (d["drop"]["queue"] or {}).get("fate") == fate]
+        group.equal(len(drops), packets, f"{what}: drop lines, {fate}")
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "rule", "hook": "input", "hook_function": None,
+                                        "queue": {"number": number, "fate": fate, "process": None}}, what)
+            named = drop["rule"] or {"path": []}
+            group.fields(named, {"family": where[0], "table": where[1], "chain": where[2], "number": where[3],
+                                 "text": rule.text, "verdict": "queue", "confidence": "exact", "stale": False}, what)
+            group.equal([[step["chain"], step["number"]] for step in named["path"]], path, f"{what}: path")
+            group.equal(drop["packet"]["in_dev"], "eth0", f"{what}: in_dev")
+            group.equal(drop["process"], None, f"{what}: nobody here sent it")
+    counted = {port: sum(c["packets"] for c in run.final["causes"] if any(f["dport"] == port for f in c["flows"]))
+               for port in range(7771, 7779)}
+    group.equal(counted[7771], legacy.rule("ip", "filter", "queued", 2).packets +
+                legacy.rule("ip6", "filter", "queued", 2).packets, "port 7771: the rule's own counter")
+    group.equal(counted[7774], nft.rule("inet", "q", "queued", 2).packets, "port 7774: the rule's own counter")
+    # queue, port id, waiting, mode, range, dropped for want of room, dropped by the socket, last id
+    full = [line.split() for line in guest.text("queues/nfnetlink_queue").splitlines() if line.split()[0] == "73"]
+    group.equal([int(line[5]) for line in full], [2], "packets that the kernel counts as dropped by the full queue")
+
+    # The program's own word.
+    for port, number, packets in ((7772, 72, 4), (7775, 75, 4)):
+        drops = run.drops_to_port(port)
+        group.equal(len(drops), packets, f"port {port}: drop lines")
+        for drop in drops:
+            group.fields(drop["drop"], {"kind": "hook", "hook": "input", "unknown": lambda text: "vm_helper" in text,
+                                        "queue": {"number": number, "fate": "verdict",
+                                                  "process": {"pid": listeners[number], "comm": "vm_helper"}}},
+                         f"port {port}")
+            group.equal((drop["rule"], drop["process"]), (None, None), f"port {port}: rule and sender")
+    # One packet still waited when its program ended.
+    closed = [d for d in run.drops_to_port(7773) if d["drop"]["queue"] and d["drop"]["queue"]["fate"] == "closed"]
+    group.equal(len(closed), 1, "packets whose program went away")
+    for drop in closed:
+        group.true(seconds(drop["time"]) >= marks["closing"], "it went away when it was killed", drop)
+        group.equal((drop["drop"]["kind"], drop["drop"]["hook"], drop["process"]), ("hook", "input", None), "closed")
+    # Accepted by the program, dropped by a table behind it.
+    passed = run.drops_to_port(7777)
+    group.equal(len(passed), 2, "port 7777: drop lines")
+    for drop in passed:
+        group.fields(drop["rule"] or {}, {"backend": "iptables-legacy", "chain": "INPUT", "number": 4,
+                                          "verdict": "drop", "text": legacy.rule("ip", "filter", "INPUT", 4).text},
+                     "port 7777")
+        group.equal((drop["drop"]["queue"], drop["process"]), (None, None), "port 7777: no queue dropped it")
+    # With bypass, it passes when nobody listens.
+    group.equal([d["drop"]["kind"] for d in run.drops_to_port(7778)], ["kernel"] * 4, "port 7778: what dropped it")
+
+
+# ---- legacy tables: ways that are not straight ----
+
+def legacy_ways(group, guest, validator):
+    run = guest.run("legacy-ways")
+    check_lines(group, run, validator)
+    group.equal(run.exit, 0, "exit code")
+    rules = legacy_rules(guest, "legacy-ways/after")
+
+    # `paths`: one of them. Whether others have passed the tables in the middle of a packet's way, and have overwritten
+    # it, is not always known: then only the chain itself is.
+    def expect(family, drops, packets, table, path, what, paths=None):
+        group.equal(len(drops), packets, f"{what}: drop lines")
+        rule = rules.rule({"ipv4": "ip", "ipv6": "ip6"}[family], table, *path[-1])
+        group.equal(rule.packets, packets, f"{what}: the rule's own counter, {rule.text}")
+        for drop in drops:
+            named = drop["rule"] or {"path": []}
+            group.fields(named, {"backend": "iptables-legacy", "table": table, "chain": path[-1][0],
+                                 "number": path[-1][1], "text": rule.text, "confidence": "exact"}, what)
+            group.true([(s["chain"], s["number"]) for s in named["path"]] in (paths or [path]), f"{what}: path",
+                       named["path"])
+
+    for family in ("ipv4", "ipv6"):
+        teed = run.drops_to_port(7781, family)
+        for hook, path in (("prerouting", [("PREROUTING", 2), ("outer", 2), ("inner", 2)]),
+                           ("output", [("OUTPUT", 2), ("copied", 1)])):
+            expect(family, [d for d in teed if d["drop"]["hook"] == hook], 2, "mangle", path,
+                   f"{family}: {'the copy of ' if hook == 'output' else ''}a packet that TEE copies",
+                   [path, path[-1:]] if hook == "prerouting" else None)
+        group.equal(len(teed), 4, f"{family}: nothing else was dropped of what TEE copies")
+        group.equal([d["drop"]["kind"] for d in run.drops_to_port(7782, family)], ["kernel"] * 2,
+                    f"{family}: empty chains drop nothing")
+        for number in (3, 4):
+            mine = [d for d in run.drops_to_port(7783, family) if (d["rule"] or {}).get("number") == number]
+            expect(family, mine, 1, "filter", [("INPUT", number)], f"{family}: packets that two rules share")
+    # No rule has counted these, since it is the match that drops them: so none is named.
+    full = sorted(run.drops_to_port(7784), key=lambda d: d["mono_ns"])
+    group.equal(len(full), 3, "packets that a match or its rule drops: drop lines")
+    expect("ipv4", full[:1], 1, "filter", [("INPUT", 5)], "the one that the match has room for")
+    for drop in full[1:]:
+        group.fields(drop, {"rule": None, "drop": {"kind": "hook", "hook": "input",
+                                                   "unknown": lambda text: "a match" in text}}, "a match that drops")
+
+    # Thousands of rules: the nth is for port 19999 + n. Where not all of them can be watched, none is named: the counter
+    # that has moved might be another packet's.
+    many = legacy_rules(guest, "legacy-ways/many")
+    for family, ip, ports, beyond in (("ipv4", "ip", (20000, 25000, 29998), ()),
+                                      ("ipv6", "ip6", (), (20000, 25000, 36000, 36998))):
+        for port in ports + beyond:
+            what = f"{family}: rule {port - 19999} of {len(many.chains[ip, 'raw', 'PREROUTING'].rules)}"
+            rule = many.rule(ip, "raw", "PREROUTING", port - 19999)
+            drops = run.drops_to_port(port, family)
+            group.equal((len(drops), rule.packets), (2, 2), f"{what}: drop lines, and its counter")
+            for drop in drops:
+                named = drop["rule"]
+                if port in beyond:
+                    group.equal(named, None, f"{what}: rule")
+                    group.true("more dropping rules than are watched" in (drop["drop"]["unknown"] or ""),
+                               f"{what}: says why", drop["drop"])
+                    continue
+                group.fields(named or {}, {"chain": "PREROUTING", "number": port - 19999, "table": "raw",
+                                           "text": lambda text, it=rule: text in (None, it.text)}, what)
+
+
+# ---- all of it ----
+
+def all_checks(run, guest, validator):
+    run("families and expressions of nf_tables", families, guest, validator)
+    run("functions at hooks", hook_functions, guest, validator)
+    run("queues", queues, guest, validator)
+    run("ways through legacy tables", legacy_ways, guest, validator)

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Runs in the test VMs:
+//
+//   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
+//   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
+//   vm_helper arptables drop|accept                   the policy of INPUT in the legacy table of ARP
+//   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
+//
+// The first two say "ready", or the id of the program, when they do so, and run until they are killed.
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <bpf/bpf.h>
+#include <linux/ip_vs.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_queue.h>
+#include <linux/netfilter_arp/arp_tables.h>
+#include <linux/netlink.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace {
+
+[[noreturn]] void fail(const char* what) {
+    std::perror(what);
+    std::exit(1);
+}
+
+class Queue {
+public:
+    explicit Queue(std::uint16_t number) : number_(number), socket_(socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER)) {
+        sockaddr_nl address{};
+        address.nl_family = AF_NETLINK;
+        if (socket_ < 0 || bind(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)))
+            fail("netlink");
+    }
+
+    template <typename T>
+    void send(std::uint16_t type, std::uint16_t attribute, const T& value, bool acknowledged) {
+        struct {
+            nlmsghdr header;
+            nfgenmsg family;
+            nlattr attribute;
+            T value;
+        } __attribute__((packed)) message{};
+        message.header.nlmsg_len = sizeof(message);
+        message.header.nlmsg_type = static_cast<std::uint16_t>(NFNL_SUBSYS_QUEUE << 8 | type);
+        message.header.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | (acknowledged ? NLM_F_ACK : 0));
+        message.family.res_id = htons(number_);
+        message.attribute.nla_type = attribute;
+        message.attribute.nla_len = sizeof(nlattr) + sizeof(T);
+        message.value = value;
+        if (::send(socket_, &message, sizeof(message), 0) < 0)
+            fail("send");
+        if (acknowledged && error_of(receive()) != 0)
+            fail("the queue was refused");
+    }
+
+    // One message, with its header.
+    std::vector<char> receive() {
+        std::vector<char> buffer(65536);
+        const ssize_t size = recv(socket_, buffer.data(), buffer.size(), 0);
+        if (size < 0)
+            fail("recv");
+        buffer.resize(static_cast<std::size_t>(size));
+        return buffer;
+    }
+
+    static int error_of(const std::vector<char>& message) {
+        nlmsghdr header{};
+        std::memcpy(&header, message.data(), sizeof(header));
+        int error = 0;
+        if (header.nlmsg_type == NLMSG_ERROR)
+            std::memcpy(&error, message.data() + sizeof(header), sizeof(error));
+        errno = -error;
+        return error;
+    }
+
+private:
+    std::uint16_t number_;
+    int socket_;
+};
+
+void listen_on(std::uint16_t number, const std::string& mode, std::uint32_t max_length) {
+    Queue queue(number);
+    nfqnl_msg_config_cmd bind{};
+    bind.command = NFQNL_CFG_CMD_BIND;
+    queue.send(NFQNL_MSG_CONFIG, NFQA_CFG_CMD, bind, true);
+    nfqnl_msg_config_params copy{};
+    copy.copy_range = htonl(64);
+    copy.copy_mode = NFQNL_COPY_PACKET;
+    queue.send(NFQNL_MSG_CONFIG, NFQA_CFG_PARAMS, copy, true);
+    queue.send(NFQNL_MSG_CONFIG, NFQA_CFG_QUEUE_MAXLEN, htonl(max_length), true);
+    std::puts("ready");
+    std::fflush(stdout);
+    for (;;) {
+        const std::vector<char> message = queue.receive();
+        // The first attribute of a packet is its header.
+        constexpr std::size_t at = sizeof(nlmsghdr) + sizeof(nfgenmsg) + sizeof(nlattr);
+        nfqnl_msg_packet_hdr packet{};
+        if (mode == "hold" || message.size() < at + sizeof(packet))
+            continue;
+        std::memcpy(&packet, message.data() + at, sizeof(packet));
+        nfqnl_msg_verdict_hdr verdict{};
+        verdict.verdict = htonl(mode == "drop" ? NF_DROP : NF_ACCEPT);
+        verdict.id = packet.packet_id;
+        queue.send(NFQNL_MSG_VERDICT, NFQA_VERDICT_HDR, verdict, false);
+    }
+}
+
+void drop_with_bpf(std::uint32_t pf, std::uint32_t hook, std::int32_t priority) {
+    constexpr int program_type = 32, attach_type = 45; // BPF_PROG_TYPE_NETFILTER and BPF_NETFILTER, from 6.4
+    bpf_insn code[2]{};
+    code[0].code = BPF_ALU64 | BPF_MOV | BPF_K; // r0 = NF_DROP
+    code[1].code = BPF_JMP | BPF_EXIT;
+    LIBBPF_OPTS(bpf_prog_load_opts, options);
+    options.expected_attach_type = static_cast<bpf_attach_type>(attach_type);
+    const int program = bpf_prog_load(static_cast<bpf_prog_type>(program_type), "drops_all", "GPL", code, 2, &options);
+    if (program < 0)
+        fail("bpf_prog_load");
+    struct {
+        std::uint32_t program, target, attach_type, flags;
+        std::uint32_t pf, hook;
+        std::int32_t priority;
+        std::uint32_t netfilter_flags;
+    } link{static_cast<std::uint32_t>(program), 0, attach_type, 0, pf, hook, priority, 0};
+    constexpr int link_create = 28;
+    if (syscall(SYS_bpf, link_create, &link, sizeof(link)) < 0)
+        fail("BPF_LINK_CREATE");
+    bpf_prog_info info{};
+    std::uint32_t size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(program, &info, &size))
+        fail("BPF_OBJ_GET_INFO_BY_FD");
+    std::printf("%u\n", info.id);
+    std::fflush(stdout);
+    for (;;)
+        pause();
+}
+
+// Gets the table as it is, changes one verdict, and puts it back.
+void set_arp_policy(bool drop) {
+    const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    arpt_getinfo info{};
+    std::strcpy(info.name, "filter");
+    socklen_t size = sizeof(info);
+    if (fd < 0 || getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_INFO, &info, &size))
+        fail("ARPT_SO_GET_INFO");
+    std::vector<char> got(sizeof(arpt_get_entries) + info.size);
+    auto* entries = reinterpret_cast<arpt_get_entries*>(got.data());
+    std::strcpy(entries->name, "filter");
+    entries->size = info.size;
+    size = static_cast<socklen_t>(got.size());
+    if (getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_ENTRIES, entries, &size))
+        fail("ARPT_SO_GET_ENTRIES");
+    char* blob = got.data() + sizeof(arpt_get_entries);
+    auto* policy = reinterpret_cast<arpt_entry*>(blob + info.underflow[NF_ARP_IN]);
+    auto* target = reinterpret_cast<xt_standard_target*>(reinterpret_cast<char*>(policy) + policy->target_offset);
+    target->verdict = -(drop ? NF_DROP : NF_ACCEPT) - 1;
+
+    std::vector<char> put(sizeof(arpt_replace) + info.size);
+    std::vector<xt_counters> counters(info.num_entries);
+    auto* replace = reinterpret_cast<arpt_replace*>(put.data());
+    std::strcpy(replace->name, "filter");
+    replace->valid_hooks = info.valid_hooks;
+    replace->num_entries = info.num_entries;
+    replace->size = info.size;
+    std::memcpy(replace->hook_entry, info.hook_entry, sizeof(info.hook_entry));
+    std::memcpy(replace->underflow, info.underflow, sizeof(info.underflow));
+    replace->num_counters = info.num_entries;
+    replace->counters = counters.data();
+    std::memcpy(put.data() + sizeof(arpt_replace), blob, info.size);
+    if (setsockopt(fd, IPPROTO_IP, ARPT_SO_SET_REPLACE, replace, static_cast<socklen_t>(put.size())))
+        fail("ARPT_SO_SET_REPLACE");
+}
+
+void add_ipvs_service(const char* address, std::uint16_t port) {
+    const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    ip_vs_service_user service{};
+    service.protocol = IPPROTO_UDP;
+    service.port = htons(port);
+    service.netmask = 0xffffffff;
+    std::strcpy(service.sched_name, "rr");
+    if (fd < 0 || inet_pton(AF_INET, address, &service.addr) != 1 ||
+        setsockopt(fd, IPPROTO_IP, IP_VS_SO_SET_ADD, &service, sizeof(service)))
+        fail("IP_VS_SO_SET_ADD");
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+    const std::string what = count > 1 ? arguments[1] : "";
+    const auto number = [&](int index) { return index < count ? std::atoi(arguments[index]) : 0; };
+    if (what == "queue" && count >= 4)
+        listen_on(static_cast<std::uint16_t>(number(2)), arguments[3],
+                  count > 4 ? static_cast<std::uint32_t>(number(4)) : 1024);
+    if (what == "bpf" && count == 5)
+        drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
+    if (what == "arptables" && count == 3) {
+        set_arp_policy(std::string(arguments[2]) == "drop");
+        return 0;
+    }
+    if (what == "ipvs" && count == 4) {
+        add_ipvs_service(arguments[2], static_cast<std::uint16_t>(number(3)));
+        return 0;
+    }
+    std::fputs("usage: see the top of vm_helper.cpp\n", stderr);
+    return 2;
+}
