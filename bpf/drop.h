@@ -8,8 +8,10 @@
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"
+#ifndef TSDT_KPROBES
 #include "hook_function.h"
 #include "queue.h"
+#endif
 
 // Userspace loads this object again when a module appears whose types were not known before, and hands
 // over from one instance to the other by writing `control`.
@@ -147,6 +149,15 @@ static __always_inline struct scratch *this_cpu_scratch(u32 emitter)
 	return bpf_map_lookup_elem(&scratches, &emitter);
 }
 
+#ifdef TSDT_KPROBES
+static __always_inline struct path *path_of(u32 owner)
+{
+	struct scratch *scratch = this_cpu_scratch(owner);
+
+	return scratch ? &scratch->path : NULL;
+}
+#endif
+
 static const struct tsdt_cause no_cause;
 
 static __always_inline void count_lost(u32 where)
@@ -208,7 +219,7 @@ enum { GOES_TO = 1, COMES_FROM = 2 }; // the remote side
 // Whether the packet with these headers is one that the user asked for, and which way it goes: 0, GOES_TO, COMES_FROM or
 // both. `also` is another protocol that it may pass for. Where ports are not known since the packet lacks them, though
 // others of its datagram have them, the addresses decide.
-__noinline int ways_of(const struct tsdt_headers *headers, u32 also)
+VERIFIED_ONCE int ways_of(const struct tsdt_headers *headers, u32 also)
 {
 	u32 ways = 0;
 
@@ -232,7 +243,7 @@ __noinline int ways_of(const struct tsdt_headers *headers, u32 also)
 
 // Whether the packet is one that the user asked for, as far as it says so itself, or the packet does that it quotes: an
 // ICMP error goes the other way than what it is about.
-__noinline int wanted(struct tsdt_drop *drop)
+VERIFIED_ONCE int wanted(struct tsdt_drop *drop)
 {
 	struct tsdt_headers own;
 	u32 ways, quoted;
@@ -274,7 +285,7 @@ static __always_inline bool chosen_device(const char *name)
 
 // What only is known once it is known who dropped the packet: netfilter's state tells the namespace and both devices. A
 // namespace or a device that is not known is not the one that the user asked for.
-__noinline int wanted_there(struct tsdt_drop *drop)
+VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 {
 	if (!drop)
 		return 0;
@@ -285,7 +296,11 @@ __noinline int wanted_there(struct tsdt_drop *drop)
 	return !by_device || chosen_device(drop->in_dev) || chosen_device(drop->out_dev);
 }
 
-__noinline int place_of(u64 location, struct scratch *scratch)
+#ifdef TSDT_KPROBES
+const volatile __u64 nf_hook_slow_at, nf_hook_slow_size; // for kernels that print no symbols from BPF
+#endif
+
+VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 {
 	u32 *known = bpf_map_lookup_elem(&places, &location);
 	u32 place = PLACE_OTHER;
@@ -294,6 +309,10 @@ __noinline int place_of(u64 location, struct scratch *scratch)
 		return *known;
 	if (!scratch)
 		return place;
+#ifdef TSDT_KPROBES
+	if (location - nf_hook_slow_at < nf_hook_slow_size)
+		place = PLACE_NF_HOOK_SLOW;
+#endif
 	compat_symbol(scratch->symbol, sizeof(scratch->symbol), location);
 	if (begins_with(scratch->symbol, "nft_do_chain+", 13))
 		place = PLACE_NFT_DO_CHAIN;
@@ -337,12 +356,12 @@ static u64 rule_site, policy_site;
 // one that is not traced, or not yet, or its program may not have been run, so all that is known must agree.
 static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
 {
-	u64 base_address = chain_address - bpf_core_field_offset(struct nft_base_chain, chain);
-	struct nft_base_chain *base = (struct nft_base_chain *)base_address;
+	u64 base = chain_address - MODULE_FIELD_OFFSET(nft_base_chain, chain);
 
 	if (*(volatile u32 *)&expressions_loaded != *(volatile u32 *)&expressions_traced)
 		return false;
-	if (BPF_CORE_READ(base, policy) != NF_DROP || BPF_CORE_READ(base, ops.hooknum) != key->hook)
+	if (MODULE_READ(nft_base_chain, base, policy) != NF_DROP ||
+	    MODULE_READ(nft_base_chain, base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
 		return true;
@@ -354,7 +373,7 @@ static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_caus
 }
 
 // nf_tables: what the trail of the traversal `pkt` says. The hook is known already.
-__noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
+VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 {
 	struct tsdt_cause_key *key;
 	u64 base_chain;
@@ -370,6 +389,10 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 	base_chain = read_trail(pkt, &scratch->path);
 	if (!base_chain)
 		return 0;
+#ifdef TSDT_KPROBES
+	if (!is_base_chain(base_chain, key->hook) || (scratch->path.pending && !scratch->path.dropped_by))
+		return 0;
+#endif
 	if (scratch->path.dropped_by) {
 		if (!scratch->path.complete)
 			return 0;
@@ -392,7 +415,7 @@ __noinline int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 
 // nft_do_chain is freeing the packet itself (6.7; in Debian's 6.1 too), so its traversal is still under way, and
 // its nft_pktinfo is alive: the newest one in the trail that belongs to this skb.
-__noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
+VERIFIED_ONCE int attribute_live_traversal(struct scratch *scratch, u64 skb)
 {
 	u64 pkt;
 
@@ -404,11 +427,11 @@ __noinline int attribute_live_traversal(struct scratch *scratch, u64 skb)
 	pkt = live_traversal(skb, &scratch->path);
 	if (!pkt)
 		return 0;
-	apply_state(scratch, BPF_CORE_READ((struct nft_pktinfo *)pkt, state));
+	apply_state(scratch, MODULE_READ(nft_pktinfo, pkt, state));
 	return attribute_nft(scratch, pkt, PLACE_NFT_DO_CHAIN);
 }
 
-__noinline int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
+VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
 {
 	struct tsdt_cause_key *key;
 	struct tsdt_drop *drop;
@@ -433,6 +456,19 @@ __noinline int attribute_verdict(struct scratch *scratch, const struct verdict *
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+// Functions at hooks that have no rules, and packets that are queued for programs in userspace, are not followed.
+static __always_inline const struct verdict *attribute_queued(struct scratch *scratch, struct sk_buff *skb, u64 address)
+{
+	return NULL;
+}
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+{
+}
+static __always_inline void list_hook_functions(struct tsdt_cause *cause, u64 skb)
+{
+}
+#else
 // The packet dies on its way to a program in userspace.
 __noinline int attribute_queue(struct scratch *scratch, u64 skb)
 {
@@ -467,8 +503,40 @@ __noinline int attribute_queue(struct scratch *scratch, u64 skb)
 	return 0;
 }
 
+// The same, with the rule of a legacy table that handed it over.
+static __always_inline const struct verdict *attribute_queued(struct scratch *scratch, struct sk_buff *skb, u64 address)
+{
+	const struct verdict *verdict = NULL;
+	struct tsdt_drop *drop = &scratch->drop;
+
+	attribute_queue(scratch, address);
+	if (traces_legacy && drop->key.queue & TSDT_QUEUE_NUMBERED && find_queue_rule(address)) {
+		leave_queue_verdict(address, drop->key.queue);
+		verdict = take_verdict(scratch, skb);
+	}
+	if (verdict)
+		attribute_verdict(scratch, verdict);
+	return verdict;
+}
+
+// At which hook nf_hook_slow has dropped the packet: by who called it.
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+{
+	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
+	u32 hook;
+
+	if (!search || bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) <= 0)
+		return;
+	hook = find_hook(emitter, location);
+	if (!hook)
+		return;
+	drop->key.pf = hook >> 8;
+	drop->key.hook = hook & 0xff;
+}
+#endif
+
 // Without netfilter's state, skb->dev is where the packet came in or where it was about to leave.
-__noinline int attribute_devices(struct scratch *scratch, u64 skb_address)
+VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	struct net_device *dev = BPF_CORE_READ(skb, dev);
@@ -510,7 +578,7 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 	bpf_probe_read_kernel(cause, sizeof(*cause), &no_cause);
 	cause->key = scratch->drop.key;
 	cause->first_ns = scratch->drop.mono_ns;
-	cause->id = __sync_fetch_and_add(last_id, 1) + 1;
+	cause->id = compat_next_id(last_id);
 	compat_symbol(cause->location, sizeof(cause->location), cause->key.location);
 	if (traces_nft && cause->key.source == TSDT_SOURCE_NFT_RULE) {
 		describe_path(&scratch->path, cause);
@@ -567,6 +635,7 @@ __noinline int count_flow(u32 emitter)
 	return 0;
 }
 
+#ifndef TSDT_KPROBES
 // The packets that on_kfree_skb has handled, until on_kfree_skb_again has taken note. More than one: between the two
 // programs others may run on this CPU.
 #define HANDLED 16
@@ -582,6 +651,7 @@ static __always_inline u64 *handled_slot(u64 skb)
 
 	return &here->skb[skb * 0x9e3779b97f4a7c15ULL >> 60];
 }
+#endif
 
 static __always_inline bool is_active(void)
 {
@@ -589,14 +659,6 @@ static __always_inline bool is_active(void)
 	u32 *active = bpf_map_lookup_elem(&control, &zero);
 
 	return active && *active == instance;
-}
-
-static __always_inline void set_hook(struct tsdt_drop *drop, u32 hook)
-{
-	if (!hook)
-		return;
-	drop->key.pf = hook >> 8;
-	drop->key.hook = hook & 0xff;
 }
 
 static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *scratch, u32 emitter,
@@ -631,6 +693,10 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
+#ifdef TSDT_KPROBES
+		scratch->path.owner = emitter;
+		scratch->path.gencursor = verdict->gencursor;
+#endif
 		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
 			attribute_nft(scratch, verdict->rule, place);
 	} else if (traces_nft && place == PLACE_NFT_DO_CHAIN) {
@@ -640,22 +706,12 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		if (verdict)
 			attribute_verdict(scratch, verdict);
 	} else if (place == PLACE_NF_QUEUE) {
-		attribute_queue(scratch, address);
-		if (traces_legacy && drop->key.queue & TSDT_QUEUE_NUMBERED && find_queue_rule(address)) {
-			leave_queue_verdict(address, drop->key.queue);
-			verdict = take_verdict(scratch, skb);
-		}
-		if (verdict)
-			attribute_verdict(scratch, verdict);
+		verdict = attribute_queued(scratch, skb, address);
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
-		if (place == PLACE_NF_HOOK_SLOW) {
-			struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
-
-			if (search && bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) > 0)
-				set_hook(drop, find_hook(emitter, location));
-		}
+		if (place == PLACE_NF_HOOK_SLOW)
+			find_hook_of_drop(ctx, drop, emitter, location);
 	}
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))
@@ -686,6 +742,29 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+// Kernels that old run a program on top of itself (6.2, 05b24ff9b2cf): each has a place of its own to work in.
+static u32 dying[TSDT_MAX_CPUS];
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
+{
+	u32 *depth = &dying[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+	u32 emitter;
+	struct scratch *scratch;
+
+	if (!is_active())
+		return 0;
+	emitter = (*depth)++;
+	scratch = this_cpu_scratch(emitter);
+	if (scratch)
+		packet_dies(ctx, scratch, emitter, skb, (u64)location);
+	else
+		count_lost(TSDT_LOST_CAUSE);
+	(*depth)--;
+	return 0;
+}
+#else
 // Which scratch space is the caller's until it says otherwise. A global function, so that what follows is verified once.
 __noinline int take_scratch(void)
 {
@@ -753,3 +832,4 @@ int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
 	bpf_tail_call(ctx, &emit_call, 0);
 	return 0;
 }
+#endif

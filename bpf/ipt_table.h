@@ -132,13 +132,25 @@ static __always_inline void shadow_is_gone(struct traversals *here, u64 table)
 		here->taken[taken_place(table)].table = 0;
 }
 
+// What to add to a per-CPU address to get this CPU's copy.
+#ifdef TSDT_KPROBES
+const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no types of variables
+
+static __always_inline u64 this_cpu_offset(void)
+{
+	u64 offset = 0;
+
+	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)per_cpu_offset_at + bpf_get_smp_processor_id());
+	return offset;
+}
+#else
 extern const struct rq runqueues __ksym; // any per-CPU variable will do
 
-// What to add to a per-CPU address to get this CPU's copy.
 static __always_inline u64 this_cpu_offset(void)
 {
 	return (u64)bpf_this_cpu_ptr(&runqueues) - (u64)&runqueues;
 }
+#endif
 
 static __always_inline u32 first_slot(u64 table)
 {
@@ -150,7 +162,7 @@ static __always_inline u32 first_slot(u64 table)
 #define SLOT_PLACES 8
 
 // On its own, as are others below, so that it is verified once.
-__noinline int slot_index(struct tables *tables, u64 table)
+VERIFIED_ONCE int slot_index(struct tables *tables, u64 table)
 {
 	u32 first = first_slot(table), free = first;
 
@@ -219,7 +231,7 @@ static __always_inline bool target_may_fail(u64 name)
 }
 
 // Looks at the entry where the walk stands. 1: the walk has ended.
-__noinline int look_at_entry(struct walk *walk)
+VERIFIED_ONCE int look_at_entry(struct walk *walk)
 {
 	struct xt_entry_target_head target = {};
 	struct {
@@ -250,7 +262,7 @@ __noinline int look_at_entry(struct walk *walk)
 		struct xt_target *kind = target.target;
 		u64 name = 0;
 
-		bpf_core_read(&name, sizeof(name), &kind->name);
+		bpf_probe_read_kernel(&name, sizeof(name), (void *)kind + MODULE_FIELD_OFFSET(xt_target, name));
 		if (!(name & 0xff)) {
 			walk->standard = (u64)target.target;
 			drops = target.verdict == -NF_DROP - 1;
@@ -295,6 +307,8 @@ static long visit_entry(u32 index, struct walk *walk)
 {
 	return look_at_entry(walk) != 0;
 }
+
+COMPAT_LONG_LOOP(visit_entry, struct walk)
 
 // Where the rules that drop are simply too many, beginning anew with each packet would cost a walk through the tables each
 // time, and help nobody: what has no room stays out, and a drop by it says so.
@@ -344,7 +358,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	walk.cpu_offset = this_cpu_offset();
 	walk.first = family * pool_chunks + tables->used;
 	walk.limit = (pool_chunks - tables->used) * CHUNK;
-	bpf_loop(BPF_CORE_READ(private, number), visit_entry, &walk, 0);
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, &walk);
 
 	if (!walk.complete && tables->used && may_restart(tables)) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
@@ -383,8 +397,79 @@ static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool els
 	return compat_has_percpu_lookup() ? bpf_map_lookup_percpu_elem(map, &key, cpu) : NULL;
 }
 
+#ifdef TSDT_KPROBES
+#define MAX_CHUNKS 256 // userspace: pool_chunks()
+
+// Before 5.12 (5ffa25502b5a) BPF has no compare-and-swap. All who look at these counters run on their CPU, one on top
+// of another: the one below is left alone.
+struct claiming {
+	u32 busy;
+	u32 moved; // counters
+	u32 key;   // chunk of the last one of them
+	u32 index; // in that chunk
+};
+static struct claiming claiming[TSDT_MAX_CPUS];
+
+static __always_inline struct claiming *claiming_here(void)
+{
+	return &claiming[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+}
+
+// Takes note of all counters of a chunk that have moved.
+__noinline int moved_in_chunk(u32 key, u32 count)
+{
+	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+	struct claiming *here = claiming_here();
+
+	if (!chunk)
+		return 0;
+	for (u32 i = 0; i < CHUNK && i < count; i++) {
+		struct candidate *watched = &chunk->candidate[i];
+		u64 now = watched->pcnt;
+
+		if (watched->target)
+			continue;
+		bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
+		if (now != watched->pcnt) {
+			watched->pcnt = now;
+			here->moved++;
+			here->key = key;
+			here->index = i;
+		}
+	}
+	return 0;
+}
+
+__noinline int moved_in_chunks(u32 first, u32 count)
+{
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < count; i++)
+		moved_in_chunk(first + i, count - i * CHUNK);
+	return 0;
+}
+
+static __always_inline void compare_chunks(struct comparison *comparison, u32 limit)
+{
+	struct claiming *here = claiming_here();
+	struct candidate *watched;
+
+	comparison->moved = 2; // nothing is known for certain
+	if (here->busy)
+		return;
+	here->busy = 1;
+	here->moved = 0;
+	moved_in_chunks(comparison->first, comparison->count);
+	comparison->moved = here->moved;
+	watched = here->moved ? candidate(here->key, here->index & (CHUNK - 1)) : NULL;
+	if (watched) {
+		comparison->claim->offset = watched->offset;
+		comparison->claim->chain = watched->chain;
+		comparison->claim->number = watched->number;
+	}
+	here->busy = 0;
+}
+#else
 // 1 when the counter has moved, which is then taken note of. On its own, so that it is verified once.
-__noinline int claim_candidate(struct candidate *watched, struct claim *claim)
+VERIFIED_ONCE int claim_candidate(struct candidate *watched, struct claim *claim)
 {
 	u64 before, now;
 
@@ -418,6 +503,8 @@ static long compare_chunk(u32 index, struct comparison *comparison)
 	bpf_loop(left < CHUNK ? left : CHUNK, compare_candidate, comparison, 0);
 	return 0;
 }
+#define compare_chunks(comparison, limit) bpf_loop(limit, compare_chunk, comparison, 0)
+#endif
 
 // The jumps that led to the chain are still in the table's jump stack of that CPU, until the next traversal.
 static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
@@ -448,7 +535,7 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and takes note of all
 // that have. May be called for several CPUs in turn.
-__noinline int claim_counter(struct claim *claim, u32 cpu)
+VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu)
 {
 	struct comparison comparison = {.cpu = cpu, .claim = claim};
 	struct table_slot *slot;
@@ -470,7 +557,7 @@ __noinline int claim_counter(struct claim *claim, u32 cpu)
 	}
 	comparison.first = slot->first;
 	comparison.count = slot->count;
-	bpf_loop((slot->count + CHUNK - 1) / CHUNK, compare_chunk, &comparison, 0);
+	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK);
 	claim->moved += comparison.moved;
 	if (!slot->complete || claim->unknown == TSDT_UNKNOWN_NO_BASELINE)
 		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
@@ -659,7 +746,7 @@ __noinline int match_allows(u64 match_address, u16 sport, u16 dport)
 		return 1;
 	bpf_probe_read_kernel(&match, sizeof(match), (void *)match_address);
 	kind = match.match;
-	bpf_core_read(&name, sizeof(name), &kind->name);
+	bpf_probe_read_kernel(&name, sizeof(name), (void *)kind + MODULE_FIELD_OFFSET(xt_match, name));
 	if (NAME_IS(name, "udp"))
 		inverted = match.udp_invflags;
 	else if (NAME_IS(name, "tcp"))
@@ -692,7 +779,7 @@ static __always_inline bool ports_allowed(u64 entry, const void *l4, u32 family)
 
 // Whether the rule's addresses, protocol and ports allow this packet: a second look, since what moved must not be
 // another's.
-__noinline int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u32 family)
+VERIFIED_ONCE int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u32 family)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	const struct claim *claim;
@@ -787,7 +874,7 @@ static __noinline int claim_late(struct draft *draft, struct sk_buff *skb, u32 c
 
 	claim->fingerprint = fingerprint_of(skb);
 	search->found = 0;
-	bpf_loop(cpus, find_traversal, &draft, 0);
+	compat_search_all_cpus(cpus, find_traversal, &draft);
 	if (!search->found && !here->skb && !is_any_open(cpu) && !may_have_moved()) {
 		begin_claim(claim, table, 0);
 		claim_counter(claim, cpu);
@@ -899,6 +986,42 @@ static __always_inline int table_end(u64 *ctx, u32 family) // as table_begin, an
 	return 0;
 }
 
+#ifdef TSDT_KPROBES
+const volatile bool table_is_first; // of the arguments: from 5.16 (9dd43a5f4b11)
+
+static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_entry(ctx), first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx);
+	struct call call = {};
+
+	// All three are read before one is chosen: the verifier knows registers by fixed offsets only.
+	barrier_var(first);
+	barrier_var(second);
+	barrier_var(third);
+	call.argument[0] = table_is_first ? first : third;
+	call.argument[1] = table_is_first ? second : first;
+	call.argument[2] = table_is_first ? third : second;
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return table_begin(call.argument, family);
+}
+
+static __always_inline int table_return(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_return(ctx), as_fexit[4];
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+
+	if (!call)
+		return 0;
+	__builtin_memcpy(as_fexit, call->argument, sizeof(call->argument));
+	as_fexit[3] = (u32)PT_REGS_RC(ctx);
+	bpf_map_delete_elem(&calls, &frame);
+	return table_end(as_fexit, family);
+}
+
+#define IPT_TABLE(function, family)                                                                       \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return table_entry(ctx, family); } \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return table_return(ctx, family); }
+#else
 // The argument order is that of 5.16 and later (9dd43a5f4b11).
 #define IPT_TABLE(function, family)                                                                               \
 	SEC("fentry/" #function)                                                                                  \
@@ -911,6 +1034,8 @@ static __always_inline int table_end(u64 *ctx, u32 family) // as table_begin, an
 	{                                                                                                         \
 		return table_end(ctx, family);                                                                    \
 	}
+
+#endif
 
 IPT_TABLE(ipt_do_table, FAMILY_IPV4)
 IPT_TABLE(ip6t_do_table, FAMILY_IPV6)

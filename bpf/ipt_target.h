@@ -5,6 +5,53 @@
 
 #include "ipt_table.h"
 
+#ifdef TSDT_KPROBES
+// Looks for the candidate whose target this is.
+__noinline int target_in_chunk(u32 key, u32 count, u32 target)
+{
+	struct chunk *chunk = bpf_map_lookup_elem(&pool, &key);
+	struct claiming *here = claiming_here();
+
+	if (!chunk)
+		return 0;
+	for (u32 i = 0; i < CHUNK && i < count; i++) {
+		if (chunk->candidate[i].target == target) {
+			here->moved++;
+			here->key = key;
+			here->index = i;
+		}
+	}
+	return 0;
+}
+
+__noinline int target_in_chunks(u32 first, u32 count, u32 target)
+{
+	for (u32 i = 0; i < MAX_CHUNKS && i * CHUNK < count; i++)
+		target_in_chunk(first + i, count - i * CHUNK, target);
+	return 0;
+}
+
+// Fills in which rule it is that has the target at this offset of the blob.
+static __always_inline bool find_target(struct table_slot *slot, struct claim *claim, u32 target)
+{
+	struct claiming *here = claiming_here();
+	struct candidate *watched;
+
+	if (here->busy)
+		return false;
+	here->busy = 1;
+	here->moved = 0;
+	target_in_chunks(slot->first, slot->count, target);
+	watched = here->moved ? candidate(here->key, here->index & (CHUNK - 1)) : NULL;
+	here->busy = 0;
+	if (!watched)
+		return false;
+	claim->offset = watched->offset;
+	claim->chain = watched->chain;
+	claim->number = watched->number;
+	return true;
+}
+#else
 struct target_search {
 	u32 first;
 	u32 count;
@@ -15,7 +62,7 @@ struct target_search {
 };
 
 // On its own, so that it is verified once.
-__noinline int is_target(const struct candidate *candidate, struct claim *claim, u32 target)
+VERIFIED_ONCE int is_target(const struct candidate *candidate, struct claim *claim, u32 target)
 {
 	if (!candidate || !claim || candidate->target != target)
 		return 0;
@@ -32,7 +79,7 @@ static long compare_target(u32 index, struct target_search *search)
 	return 0;
 }
 
-static long find_target(u32 index, struct target_search *search)
+static long find_target_in(u32 index, struct target_search *search)
 {
 	u32 key = search->first + index, left = search->count - index * CHUNK;
 
@@ -43,11 +90,23 @@ static long find_target(u32 index, struct target_search *search)
 	return 0;
 }
 
+static __always_inline bool find_target(struct table_slot *slot, struct claim *claim, u32 target)
+{
+	struct target_search search = {};
+
+	search.first = slot->first;
+	search.count = slot->count;
+	search.target = target;
+	search.claim = claim;
+	bpf_loop((slot->count + CHUNK - 1) / CHUNK, find_target_in, &search, 0);
+	return search.found;
+}
+#endif
+
 // Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is not in that table.
 static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 table, u32 family)
 {
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
-	struct target_search search = {};
 	struct table_slot *slot;
 	u64 blob;
 
@@ -60,18 +119,13 @@ static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 tab
 	draft->claim.table = slot->table;
 	draft->claim.private = slot->private;
 	draft->claim.unknown = TSDT_UNKNOWN_NONE;
-	search.first = slot->first;
-	search.count = slot->count;
-	search.target = target - blob;
-	search.claim = &draft->claim;
-	bpf_loop((slot->count + CHUNK - 1) / CHUNK, find_target, &search, 0);
-	return search.found;
+	return find_target(slot, &draft->claim, target - blob);
 }
 
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
-	u64 target = (u64)BPF_CORE_READ(par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	u64 target = (u64)MODULE_READ(xt_action_param, par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
 	u32 key = DRAFT_TARGET + family;
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 
@@ -79,9 +133,47 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 		return 0;
 	here->skb = 0;
 	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
-	return table_verdict(key, as_number(skb), (u64)BPF_CORE_READ(par, state), family);
+	return table_verdict(key, as_number(skb), (u64)MODULE_READ(xt_action_param, par, state), family);
 }
 
+#ifdef TSDT_KPROBES
+enum { FAMILY_OF_STATE = FAMILIES };
+
+static __always_inline int target_begins(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx)};
+
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int target_done(struct pt_regs *ctx, u32 family)
+{
+	u64 frame = frame_at_return(ctx), skb, par;
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+
+	if (!call)
+		return 0;
+	skb = call->argument[0];
+	par = call->argument[1];
+	bpf_map_delete_elem(&calls, &frame);
+	if ((u32)PT_REGS_RC(ctx) != NF_DROP)
+		return 0;
+	if (family == FAMILY_OF_STATE) {
+		const struct nf_hook_state *state = MODULE_READ(xt_action_param, par, state);
+		u8 pf = BPF_CORE_READ(state, pf);
+
+		family = pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	}
+	return target_dropped((struct sk_buff *)skb, (struct xt_action_param *)par, family);
+}
+
+#define IPT_TARGET(function, family)                                                                    \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return target_begins(ctx); }     \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return target_done(ctx, family); }
+#define IPT_TARGET_ANY(function) IPT_TARGET(function, FAMILY_OF_STATE)
+#else
 #define IPT_TARGET(function, family)                                                                            \
 	SEC("fexit/" #function)                                                                                 \
 	int BPF_PROG(function##_end, struct sk_buff *skb, const struct xt_action_param *par, unsigned int ret)  \
@@ -98,6 +190,8 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 			return 0;                                                                               \
 		return target_dropped(skb, par, par->state->pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4);    \
 	}
+
+#endif
 
 IPT_TARGET(tproxy_tg4_v0, FAMILY_IPV4)
 IPT_TARGET(tproxy_tg4_v1, FAMILY_IPV4)

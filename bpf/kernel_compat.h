@@ -8,6 +8,35 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#ifdef TSDT_KPROBES
+#include "compat_kprobes.h"
+#else
+// A function that is verified on its own, once, and not again for every way that leads to it. (One with scalars only
+// needs no such word: it is that on every kernel.)
+#define VERIFIED_ONCE __noinline
+
+// Where a program is entered and left.
+#define ENTRY_OF(function) SEC("fentry/" #function)
+#define EXIT_OF(function) SEC("fexit/" #function)
+
+// bpf_loop (5.17, e6f2dd0f8067), with how often `callback` is called at most.
+#define compat_loop(count, limit, callback, context) bpf_loop(count, callback, context, 0)
+#define compat_search_all_cpus(count, callback, context) bpf_loop(count, callback, context, 0)
+// The same for loops of any length, whose context holds no pointers into maps.
+#define compat_long_loop(count, callback, context) bpf_loop(count, callback, context, 0)
+#define COMPAT_LONG_LOOP(callback, type)
+
+#define compat_bound(variable) (void)0
+#define compat_task_cpu(task) (task)->thread_info.cpu
+#define compat_next_id(last_id) (compat_fetch_and_add(last_id, 1) + 1)
+// What was there before: 5.12 (5ca419f2864a).
+#define compat_fetch_and_add(number, by) __sync_fetch_and_add(number, by)
+
+// A field of a structure that is netfilter's modules' own.
+#define MODULE_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
+#define MODULE_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
+#endif
+
 // The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).
 #define compat_kfree_skb_reason(ctx) \
 	(bpf_core_type_exists(enum skb_drop_reason) ? (u32)((ctx)[2]) : 0)

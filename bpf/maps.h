@@ -10,8 +10,12 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
+#ifdef TSDT_KPROBES
+#define EMITTERS 4 // one on top of another, on one CPU
+#else
 // Two programs on kfree_skb (see on_kfree_skb_again): one may run on top of the other.
 #define EMITTERS 2
+#endif
 
 // ---- the stash: what netfilter programs know of the packets in flight on one CPU ----
 
@@ -29,6 +33,7 @@ enum trail_kind {
 	TRAIL_DROP = 2,      // struct nft_expr *: another expression has dropped
 	TRAIL_JUMP_TO = 3,   // struct nft_chain *: another expression jumps or goes there; the expression follows
 	TRAIL_JUMP_BY = 4,   // struct nft_expr *: that expression
+	TRAIL_PENDING = 5,   // struct nft_expr *: kprobes only: an expression has begun, its end was not seen (yet)
 	TRAIL_KIND = 7,
 };
 
@@ -112,7 +117,7 @@ struct verdict {
 	u32 netns;
 	u32 number;
 	u32 queue; // tsdt_queue
-	u32 pad;
+	u32 gencursor; // nf_tables of 5.10: which of each chain's two lists of rules the packet met
 	u8 source;
 	u8 unknown;
 	u8 hook;

@@ -32,8 +32,25 @@ struct path {
 	u64 dropped_by; // struct nft_expr *, 0 when no expression dropped
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
 	u64 hash;       // over the expressions
+	u32 gencursor;  // kprobes, 5.10: as in struct verdict
+	u32 owner;      // kprobes: which of this CPU's places to work in has this path
+	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
 	struct path_step step[TSDT_PATH_MAX];
 };
+
+struct rule_search {
+	u64 at; // address of the next rule
+	u64 end;
+	u64 expr;
+	u64 handle;
+	u32 number;
+	u32 found;
+};
+
+#ifdef TSDT_KPROBES
+#include "nft_rule_kprobes.h"
+#else
+#define compat_with_path(function, path, which) function(path, which)
 
 #define MAX_RULES (1 << 20)
 
@@ -55,15 +72,6 @@ static __always_inline struct nft_rule_blob *blob_of(u64 chain_address, u64 expr
 	return NULL;
 }
 
-struct rule_search {
-	u64 at; // address of the next rule
-	u64 end;
-	u64 expr;
-	u64 handle;
-	u32 number;
-	u32 found;
-};
-
 // Rules are walked forward from the start of the blob: only so is each boundary known for certain.
 static long visit_rule(u32 index, struct rule_search *search)
 {
@@ -83,15 +91,39 @@ static long visit_rule(u32 index, struct rule_search *search)
 	return 1;
 }
 
-// The verdict of an nft_immediate. False when it loads a register instead.
-static __always_inline bool immediate_verdict(u64 expr_address, struct nft_verdict *verdict)
+static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 expr)
 {
-	struct nft_expr *expr = (struct nft_expr *)expr_address;
-	struct nft_immediate_expr *immediate = (struct nft_immediate_expr *)&expr->data[0];
+	return blob_of(chain, expr);
+}
 
-	verdict->code = BPF_CORE_READ(immediate, data.verdict.code);
-	verdict->chain = BPF_CORE_READ(immediate, data.verdict.chain);
-	return BPF_CORE_READ(immediate, dreg) == NFT_REG_VERDICT;
+// Which rule of the chain it is that holds `expr`.
+static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
+{
+	struct nft_rule_blob *blob = blob_of(chain, expr);
+
+	search->expr = expr;
+	if (!blob)
+		return;
+	search->at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
+	search->end = search->at + BPF_CORE_READ(blob, size);
+	bpf_loop(MAX_RULES, visit_rule, search, 0);
+}
+#endif
+
+// The kernel's struct nft_verdict: a copy of our own, whose fields are where they are.
+struct immediate_verdict {
+	s32 code;
+	u64 chain; // struct nft_chain *
+};
+
+// The verdict of an nft_immediate. False when it loads a register instead.
+static __always_inline bool immediate_verdict(u64 expr_address, struct immediate_verdict *verdict)
+{
+	u64 immediate = expr_address + MODULE_FIELD_OFFSET(nft_expr, data);
+
+	verdict->code = MODULE_READ(nft_immediate_expr, immediate, data.verdict.code);
+	verdict->chain = (u64)MODULE_READ(nft_immediate_expr, immediate, data.verdict.chain);
+	return MODULE_READ(nft_immediate_expr, immediate, dreg) == NFT_REG_VERDICT;
 }
 
 // Where the steps of the packet that is handled now may lie: on this CPU and, when its process has been moved, before
@@ -163,19 +195,25 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	kind = step->what & TRAIL_KIND;
 	chain = address; // entered by this step; `by` is the expression that led there, 0 for the beginning
 	drops = kind == TRAIL_DROP;
+#ifdef TSDT_KPROBES
+	if (kind == TRAIL_PENDING) {
+		path->pending |= !path->verdicts;
+		return 0;
+	}
+#endif
 	if (kind == TRAIL_JUMP_BY) {
 		path->jump_by = address;
 		path->verdicts++;
 		return 0;
 	}
 	if (kind == TRAIL_IMMEDIATE) {
-		struct nft_verdict verdict = {};
+		struct immediate_verdict verdict = {};
 
 		if (!immediate_verdict(address, &verdict))
 			return 0;
 		drops = (verdict.code & NF_VERDICT_MASK) == NF_DROP;
 		by = address;
-		chain = (u64)verdict.chain;
+		chain = verdict.chain;
 	} else if (kind == TRAIL_JUMP_TO) {
 		by = path->jump_by;
 	} else if (kind == TRAIL_BEGIN) {
@@ -190,8 +228,9 @@ static long visit_step(u32 back, struct trail_reader *reader)
 		return 0;
 	}
 	path->verdicts++;
-	if (!path->wanted || !blob_of(chain, path->wanted))
+	if (!path->wanted || !chain_holds(path, chain, path->wanted))
 		return kind == TRAIL_BEGIN;
+	compat_bound(at);
 	if (at >= TSDT_PATH_MAX)
 		return 1;
 	path->step[at].chain = chain;
@@ -204,6 +243,9 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	return path->complete;
 }
 
+#ifdef TSDT_KPROBES
+SEGMENT_LOOP(read_segment, visit_step)
+#else
 __noinline int read_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
@@ -216,6 +258,7 @@ __noinline int read_segment(struct path *path, u32 which)
 	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
 	return 0;
 }
+#endif
 
 // Reads the trail of the traversal `pkt`, in the segments that have been found. Fills in `path` when an expression
 // dropped. Returns the base chain, or 0 when the trail does not reach back to it.
@@ -228,27 +271,31 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 	path->complete = 0;
 	path->dropped_by = 0;
 	path->wanted = 0;
+	path->pending = 0;
 	path->hash = 0xcbf29ce484222325ULL;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->base_chain)
-			read_segment(path, i);
+			compat_with_path(read_segment, path, i);
 	return path->base_chain;
 }
 
 static long visit_live(u32 back, struct trail_reader *reader)
 {
 	struct trail_step *step = segment_step(reader, back);
-	struct nft_pktinfo *pkt;
+	u64 pkt;
 
 	if (!step)
 		return 1;
-	pkt = (void *)step->pkt;
-	if (!pkt || (u64)BPF_CORE_READ(pkt, skb) != reader->path->skb)
+	pkt = step->pkt;
+	if (!pkt || (u64)MODULE_READ(nft_pktinfo, pkt, skb) != reader->path->skb)
 		return 0;
-	reader->path->pkt = (u64)pkt;
+	reader->path->pkt = pkt;
 	return 1;
 }
 
+#ifdef TSDT_KPROBES
+SEGMENT_LOOP(search_segment, visit_live)
+#else
 __noinline int search_segment(struct path *path, u32 which)
 {
 	struct trail_reader reader = {.path = path};
@@ -261,6 +308,7 @@ __noinline int search_segment(struct path *path, u32 which)
 	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &reader, 0);
 	return 0;
 }
+#endif
 
 // The nft_pktinfo of the newest traversal of this packet, which must be under way still, or 0.
 static __always_inline u64 live_traversal(u64 skb, struct path *path)
@@ -269,27 +317,37 @@ static __always_inline u64 live_traversal(u64 skb, struct path *path)
 	path->pkt = 0;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->pkt)
-			search_segment(path, i);
+			compat_with_path(search_segment, path, i);
 	return path->pkt;
 }
 
 static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *out)
 {
-	struct nft_chain *chain = (struct nft_chain *)chain_address;
-
-	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), BPF_CORE_READ(chain, name));
-	out->chain_handle = BPF_CORE_READ(chain, handle);
+	bpf_probe_read_kernel_str(out->chain, sizeof(out->chain), MODULE_READ(nft_chain, chain_address, name));
+	out->chain_handle = MODULE_READ(nft_chain, chain_address, handle);
 	out->handle = 0;
 	out->number = 0;
 }
 
+static __always_inline u16 table_family(struct nft_table *table)
+{
+#ifdef TSDT_KPROBES
+	u16 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), &((struct nft_table_5_10 *)(u64)table)->family);
+	return word & 0x3f;
+#else
+	return BPF_CORE_READ_BITFIELD_PROBED(table, family);
+#endif
+}
+
 static __always_inline void describe_table(u64 chain_address, struct tsdt_cause *cause)
 {
-	struct nft_table *table = BPF_CORE_READ((struct nft_chain *)chain_address, table);
+	struct nft_table *table = MODULE_READ(nft_chain, chain_address, table);
 
-	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), BPF_CORE_READ(table, name));
-	cause->table_handle = BPF_CORE_READ(table, handle);
-	cause->family = BPF_CORE_READ_BITFIELD_PROBED(table, family);
+	bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), MODULE_READ(nft_table, table, name));
+	cause->table_handle = MODULE_READ(nft_table, table, handle);
+	cause->family = table_family(table);
 }
 
 struct path_reader {
@@ -302,19 +360,12 @@ static long describe_step(u32 index, struct path_reader *reader)
 	const struct path *path = reader->path;
 	struct tsdt_cause *cause = reader->cause;
 	struct rule_search search = {};
-	struct nft_rule_blob *blob;
 	u32 from = path->steps - 1 - index; // the path is newest first
 
 	if (index >= path->steps || index >= TSDT_PATH_MAX || from >= TSDT_PATH_MAX)
 		return 1;
 	describe_chain(path->step[from].chain, &cause->step[index]);
-	search.expr = path->step[from].expr;
-	blob = blob_of(path->step[from].chain, search.expr);
-	if (blob) {
-		search.at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
-		search.end = search.at + BPF_CORE_READ(blob, size);
-		bpf_loop(MAX_RULES, visit_rule, &search, 0);
-	}
+	find_rule(path, path->step[from].chain, path->step[from].expr, &search);
 	if (search.found) {
 		cause->step[index].handle = search.handle;
 		cause->step[index].number = search.number;
@@ -331,5 +382,5 @@ static __always_inline void describe_path(const struct path *path, struct tsdt_c
 	if (!path->steps)
 		return;
 	describe_table(path->step[0].chain, cause);
-	bpf_loop(TSDT_PATH_MAX, describe_step, &reader, 0);
+	compat_loop(TSDT_PATH_MAX, TSDT_PATH_MAX, describe_step, &reader);
 }

@@ -5,6 +5,9 @@
 #include "maps.h"
 #include "text.h"
 
+#ifdef TSDT_KPROBES
+#include "nft_trail_kprobes.h"
+#else
 // These two run for packets that pass. Arguments are taken from the context when they are needed: what lives across
 // a call costs registers to save.
 SEC("fentry/nft_do_chain")
@@ -94,6 +97,8 @@ static __always_inline int target_done(const struct nft_expr *expr, const struct
 	{                                                                                                         \
 		return done(expr, regs, pkt);                                                                     \
 	}
+
+#endif
 
 // All that may set a drop or a jump, up to 7.2, but for the matches of nft_compat: they are many, and drop only by
 // `hotdrop`.

@@ -122,7 +122,7 @@ static __always_inline void read_ipv6(struct tsdt_headers *headers, struct windo
 
 	walk.at = window->at + sizeof(ip);
 	walk.next = ip.nexthdr;
-	bpf_loop(MAX_EXTENSION_HEADERS, skip_extension_header, &walk, 0);
+	compat_loop(MAX_EXTENSION_HEADERS, MAX_EXTENSION_HEADERS, skip_extension_header, &walk);
 	headers->proto = walk.next;
 	if (walk.fragment) {
 		if (has_port_numbers(walk.next) || is_extension_header(walk.next))
@@ -139,7 +139,7 @@ static __always_inline void read_ipv6(struct tsdt_headers *headers, struct windo
 
 // Fills in what the IP header at window->at says; family stays 0 when there is none. A global function, as are others
 // below: the verifier then looks at each of them once, and not again for every way that leads to it.
-__noinline int read_headers(struct tsdt_headers *headers, struct window *window)
+VERIFIED_ONCE int read_headers(struct tsdt_headers *headers, struct window *window)
 {
 	u8 first = 0;
 
@@ -240,7 +240,7 @@ static __always_inline void read_arp(struct tsdt_drop *drop, const struct window
 }
 
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
-__noinline int read_packet(struct tsdt_drop *drop, u64 skb_address)
+VERIFIED_ONCE int read_packet(struct tsdt_drop *drop, u64 skb_address)
 {
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	u64 nfct = BPF_CORE_READ(skb, _nfct);

@@ -34,7 +34,7 @@ static __always_inline bool may_tell(u32 class, u64 now)
 		budget->second = second;
 		budget->used = 0;
 	}
-	return __sync_fetch_and_add(&budget->used, 1) < TSDT_CHANGES_PER_SECOND;
+	return compat_fetch_and_add(&budget->used, 1) < TSDT_CHANGES_PER_SECOND;
 }
 
 // Tells userspace who has changed the ruleset: the current process.
@@ -70,6 +70,14 @@ static __always_inline int change_begins(u32 which)
 	return 0;
 }
 
+#define SOCKET_NET(sk) BPF_CORE_READ(sk, __sk_common.skc_net.net)
+
+// IPT_SO_SET_REPLACE and its IPv6 twin: the other command only adds old counters back.
+#define SET_REPLACE 64
+
+#ifdef TSDT_KPROBES
+#include "ruleset_change_kprobes.h"
+#else
 // A begin may have been missed: the kernel does not run a program on top of itself, and calls that began before the
 // program was attached come here all the same. Then there is nothing to take back.
 static __always_inline int change_ends(u32 which)
@@ -79,11 +87,6 @@ static __always_inline int change_ends(u32 which)
 		__sync_fetch_and_add(&changing[which], 1);
 	return 0;
 }
-
-#define SOCKET_NET(sk) BPF_CORE_READ(sk, __sk_common.skc_net.net)
-
-// IPT_SO_SET_REPLACE and its IPv6 twin: the other command only adds old counters back.
-#define SET_REPLACE 64
 
 // The ends come first, so that they are attached first.
 SEC("fexit/nf_tables_commit")
@@ -110,7 +113,7 @@ SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
 SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
 
 #define CHANGE_BEGINS(function, which) \
-	SEC("fentry/" #function) int function##_begin(void *ctx) { return change_begins(which); }
+	ENTRY_OF(function) int function##_begin(void *ctx) { return change_begins(which); }
 CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
@@ -155,14 +158,15 @@ int BPF_PROG(nf_tables_table_destroy_begin)
 	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
 	return 0;
 }
+#endif
 
 // A table is there when the function has ended (its first use in a namespace), or gone before it begins.
-#define TABLE_COMES_OR_GOES(when, function, suffix)                                \
-	SEC(when "/" #function) int function##suffix(void *ctx)                    \
-	{                                                                          \
-		__sync_fetch_and_add(&generations[TSDT_GENERATION_X_TABLES], 1);   \
-		return 0;                                                          \
-	}
-TABLE_COMES_OR_GOES("fexit", xt_register_table, _end)
-TABLE_COMES_OR_GOES("fentry", xt_unregister_table, _begin)          // to 7.0
-TABLE_COMES_OR_GOES("fentry", xt_unregister_table_pre_exit, _begin) // from 7.1
+static __always_inline int table_comes_or_goes(void)
+{
+	__sync_fetch_and_add(&generations[TSDT_GENERATION_X_TABLES], 1);
+	return 0;
+}
+EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_comes_or_goes(); }
+ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
+// From 7.1:
+ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }

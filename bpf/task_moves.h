@@ -21,7 +21,7 @@ int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
 	if (!known)
 		return 0;
 	move = &known->move[known->count % TSDT_MOVES];
-	move->from = task->thread_info.cpu;
+	move->from = compat_task_cpu(task);
 	move->to = cpu;
 	move->end = trail_end(trail_of(move->from));
 	move->begin = trail_end(trail_of(move->to));

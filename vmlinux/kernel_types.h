@@ -105,9 +105,14 @@ struct netns_nf {
 	struct nf_hook_entries *hooks_bridge[5];
 };
 
+struct netns_nftables {
+	u8 gencursor; // to 5.12
+};
+
 struct net {
 	struct ns_common ns;
 	struct netns_nf nf;
+	struct netns_nftables nft;
 };
 
 typedef struct {
@@ -153,6 +158,7 @@ struct sk_buff {
 enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };
 
 struct nf_hook_ops {
+	void *priv;
 	unsigned int hooknum;
 };
 
@@ -225,7 +231,7 @@ struct netlink_notify {
 	int protocol;
 };
 
-struct nft_table {
+struct nft_table { // see also bpf/module_types_5_10.h
 	u64 handle;
 	u16 family : 6;
 	char *name;
@@ -301,6 +307,7 @@ struct thread_info {
 struct task_struct {
 	struct thread_info thread_info;
 	void *stack;
+	unsigned int cpu; // to 5.15
 	unsigned int flags;
 	int tgid;
 	struct task_struct *real_parent;

@@ -33,6 +33,30 @@ void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& na
     }
 }
 
+// What lies within struct nft_chain, nft_base_chain and nft_table of 5.10.
+struct TypeSize {
+    const char* name;
+    unsigned size;
+};
+constexpr TypeSize sizes_of_5_10[] = {{"list_head", 16}, {"rhlist_head", 16}, {"rhltable", 136}, {"nf_hook_ops", 40}};
+
+bool sizes_are_those_of_5_10(const btf* types) {
+    for (const TypeSize& wanted : sizes_of_5_10) {
+        const int id = btf__find_by_name_kind(types, wanted.name, BTF_KIND_STRUCT);
+        if (id < 0 || btf__type_by_id(types, static_cast<unsigned>(id))->size != wanted.size)
+            return false;
+    }
+    return true;
+}
+
+bool has_value(const btf* types, const btf_type* type, std::string_view wanted) {
+    const struct btf_enum* values = btf_enum(type);
+    for (int i = 0; i < btf_vlen(type); ++i)
+        if (const char* name = btf__name_by_offset(types, values[i].name_off); name && name == wanted)
+            return true;
+    return false;
+}
+
 // Netfilter's modules, and those that define drop reasons of their own: other modules need not be read.
 constexpr std::string_view module_prefixes[] = {"nf_", "nft_", "nfnetlink", "x_tables", "ip_tables",  "ip6_tables",
                                                 "xt_", "ipt_", "ip6t_",     "mac80211", "openvswitch"};
@@ -71,6 +95,8 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
         }
         if (btf_is_enum(type) && known.ends_with("_drop_reason"))
             add_reasons(types, type, names_);
+        else if (btf_is_enum(type) && known == "bpf_func_id")
+            has_bpf_loop_ = has_value(types, type, "BPF_FUNC_loop");
         const auto wanted = search.types.find(known);
         if (wanted == search.types.end() || (btf_object && search.found.contains(*wanted)))
             continue;
@@ -88,6 +114,8 @@ KernelTypes::KernelTypes(const Names& functions, const Names& types, const Names
     search.functions.insert(functions.begin(), functions.end());
     search.types.insert(types.begin(), types.end());
     read(search, vmlinux.get(), 1, 0);
+    if (!has_bpf_loop_)
+        lays_out_like_5_10_ = sizes_are_those_of_5_10(vmlinux.get());
     std::uint32_t id = 0;
     while (bpf_btf_get_next_id(id, &id) == 0) {
         Fd object(bpf_btf_get_fd_by_id(id));

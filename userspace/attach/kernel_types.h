@@ -36,6 +36,12 @@ public:
 
     std::optional<FunctionId> function(std::string_view name) const;
 
+    // Whether BPF programs may call bpf_loop (5.17): without it the programs on fentry cannot be loaded.
+    bool has_bpf_loop() const { return has_bpf_loop_; }
+    // Whether vmlinux's types that lie within nf_tables' structures have the sizes that bpf/module_types_5_10.h
+    // was written for. Asked of kernels whose modules have no types.
+    bool lays_out_like_5_10() const { return lays_out_like_5_10_; }
+
     // Drop reasons by number: enum skb_drop_reason (5.17) and the enums of its subsystems (6.4), those of modules
     // included where the module is loaded. Empty on a kernel without reasons.
     const decode::KernelNames& names() const { return names_; }
@@ -49,6 +55,7 @@ private:
     void read(Search& search, const btf* types, unsigned from, int btf_object);
 
     decode::KernelNames names_;
+    bool has_bpf_loop_ = false, lays_out_like_5_10_ = false;
     std::map<std::string, FunctionId, std::less<>> functions_;
     std::vector<Fd> modules_;
     std::optional<Fd> excerpt_;

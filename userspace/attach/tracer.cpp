@@ -12,36 +12,26 @@
 #include <numeric>
 #include <set>
 #include <system_error>
-#include <thread>
 #include <utility>
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
-#include <linux/netfilter.h>
-#include <linux/netfilter_arp.h>
-#include <linux/netfilter_bridge.h>
 #include <spdlog/spdlog.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "attach/attachment.h"
+#include "attach/bpf_object.h"
+#include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
-#include "tsdroptrace.skel.h"
 #include "util/fd.h"
+#include "util/kallsyms.h"
 #include "util/netns.h"
 
 namespace tsdroptrace::attach {
 namespace {
-
-struct ObjectDeleter {
-    void operator()(tsdroptrace_bpf* object) const { tsdroptrace_bpf::destroy(object); } // detaches and unloads
-};
-
-struct LinkDeleter {
-    void operator()(bpf_link* link) const { bpf_link__destroy(link); }
-};
 
 int to_log(libbpf_print_level level, const char* format, va_list arguments) {
     // What libbpf warns of is often expected here (a function that this kernel does not have).
@@ -115,7 +105,7 @@ Error explain_load_failure(int error) {
                                         "boot with lockdown=integrity or without lockdown"};
     return {ErrorKind::unsupported,
             fmt::format("cannot load the BPF program for the tracepoint kfree_skb: {} (error {}); needs a kernel "
-                        "from 5.17 with BPF and BTF; --verbose shows the kernel's own words",
+                        "from 5.10 with BPF and BTF; --verbose shows the kernel's own words",
                         std::strerror(error), error)};
 }
 
@@ -126,82 +116,6 @@ std::uint32_t pool_chunks(int cpus) {
     constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
     return static_cast<std::uint32_t>(
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
-}
-
-struct Attachment {
-    bpf_program* program = nullptr;
-    bpf_link* link = nullptr;
-    int error = 0;
-};
-
-// "fentry/nft_do_chain" -> "nft_do_chain"
-std::string_view place_of(const bpf_program* program) {
-    const std::string_view section = bpf_program__section_name(program);
-    return section.substr(section.find('/') + 1);
-}
-
-bpf_link* attach(const bpf_program* program) {
-    if (bpf_program__type(program) == BPF_PROG_TYPE_RAW_TRACEPOINT)
-        return bpf_program__attach_raw_tracepoint(program, std::string(place_of(program)).c_str());
-    return bpf_program__attach_trace(program);
-}
-
-// Attaching to a function waits for grace periods of the kernel, tens of milliseconds and more on a busy machine: by
-// several threads for several functions, these pass together. Programs at the same place stay in their order.
-void attach_all(std::vector<Attachment>& attachments) {
-    std::map<std::string_view, std::vector<Attachment*>> by_place;
-    for (Attachment& attachment : attachments)
-        by_place[place_of(attachment.program)].push_back(&attachment);
-    std::vector<std::vector<Attachment*>> places;
-    for (auto& [name, all] : by_place)
-        places.push_back(std::move(all));
-
-    std::atomic<std::size_t> next = 0;
-    const auto work = [&] {
-        for (std::size_t place; (place = next++) < places.size();)
-            for (Attachment* attachment : places[place])
-                if (!(attachment->link = attach(attachment->program)))
-                    attachment->error = errno;
-    };
-    std::vector<std::jthread> helpers;
-    try {
-        while (helpers.size() < std::min<std::size_t>(places.size(), 8))
-            helpers.emplace_back(work);
-    } catch (const std::system_error&) {
-        // No more threads to be had: it takes longer.
-    }
-    work();
-}
-
-// As place_of(); empty for a program that is not on a function.
-std::string_view function_of(const bpf_program* program) {
-    const std::string_view section = bpf_program__section_name(program);
-    return section.starts_with("fentry/") || section.starts_with("fexit/") ? place_of(program) : std::string_view();
-}
-
-// Every function that a program of the object can be attached to.
-KernelTypes::Names functions_of(const tsdroptrace_bpf& object) {
-    KernelTypes::Names functions;
-    bpf_program* program;
-    bpf_object__for_each_program (program, object.obj)
-        if (const std::string_view function = function_of(program); !function.empty())
-            functions.emplace(function);
-    return functions;
-}
-
-// Every type of the object that the kernel may know. "___flavour" is no part of the kernel's name.
-KernelTypes::Names types_of(const tsdroptrace_bpf& object) {
-    KernelTypes::Names names;
-    const btf* types = bpf_object__btf(object.obj);
-    for (unsigned id = 1; types && id < btf__type_cnt(types); ++id) {
-        const btf_type* type = btf__type_by_id(types, id);
-        if (!btf_is_composite(type) && !btf_is_any_enum(type) && !btf_is_typedef(type))
-            continue;
-        const std::string_view name = btf__name_by_offset(types, type->name_off);
-        if (!name.empty())
-            names.emplace(name.substr(0, name.find("___")));
-    }
-    return names;
 }
 
 // Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
@@ -218,40 +132,6 @@ bool is_queue_program(std::string_view function) {
 bool rules_may_queue(const KernelTypes& types) {
     return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
 }
-
-// At which hook nf_hook_slow is called by which function (bpf/hook_function.h). Not those that call it for several.
-struct HookCaller {
-    const char* name;
-    std::uint8_t pf, hook;
-};
-constexpr HookCaller hook_callers[] = {
-    {"ip_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
-    {"ip_sublist_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
-    {"ip_list_rcv", NFPROTO_IPV4, NF_INET_PRE_ROUTING},
-    {"ip_local_deliver", NFPROTO_IPV4, NF_INET_LOCAL_IN},
-    {"ip_forward", NFPROTO_IPV4, NF_INET_FORWARD},
-    {"__ip_local_out", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
-    {"raw_sendmsg", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
-    {"raw_send_hdrinc", NFPROTO_IPV4, NF_INET_LOCAL_OUT},
-    {"ip_output", NFPROTO_IPV4, NF_INET_POST_ROUTING},
-    {"ip_mc_output", NFPROTO_IPV4, NF_INET_POST_ROUTING},
-    {"ipv6_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
-    {"ip6_sublist_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
-    {"ipv6_list_rcv", NFPROTO_IPV6, NF_INET_PRE_ROUTING},
-    {"ip6_input", NFPROTO_IPV6, NF_INET_LOCAL_IN},
-    {"ip6_forward", NFPROTO_IPV6, NF_INET_FORWARD},
-    {"__ip6_local_out", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
-    {"ip6_xmit", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
-    {"rawv6_sendmsg", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
-    {"rawv6_send_hdrinc", NFPROTO_IPV6, NF_INET_LOCAL_OUT},
-    {"ip6_output", NFPROTO_IPV6, NF_INET_POST_ROUTING},
-    {"arp_rcv", NFPROTO_ARP, NF_ARP_IN},
-    {"arp_xmit", NFPROTO_ARP, NF_ARP_OUT},
-    {"br_pass_frame_up", NFPROTO_BRIDGE, NF_BR_LOCAL_IN},
-    {"br_forward_finish", NFPROTO_BRIDGE, NF_BR_POST_ROUTING},
-    {"__netif_receive_skb_core", NFPROTO_NETDEV, NF_NETDEV_INGRESS},
-    {"__dev_queue_xmit", NFPROTO_NETDEV, NF_NETDEV_EGRESS},
-};
 
 // How many functions may be traced so in one run.
 constexpr std::size_t max_hook_functions = 32;
@@ -294,31 +174,57 @@ std::set<std::string> modules_with_btf() {
     return modules;
 }
 
+// The modules that are loaded, and where. (/sys/module is there for the ones that are built in, too.)
+std::set<std::string> modules_loaded() {
+    std::set<std::string> modules;
+    std::ifstream file("/proc/modules"); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
+    for (std::string line; std::getline(file, line);)
+        modules.insert(line.substr(0, line.find(' ')) + line.substr(line.rfind(" 0x")));
+    return modules;
+}
+
 } // namespace
 
 // The programs are loaded as one object. When a module appears later, its programs come with another copy of the
 // object, which shares the maps of the first.
 struct Tracer::State {
-    using Object = std::unique_ptr<tsdroptrace_bpf, ObjectDeleter>;
+    // What the programs count in variables, which all copies of the object share.
+    struct Counts {
+        std::array<std::uint32_t, TSDT_GENERATION_MAX>* generations = nullptr;
+        std::array<std::int32_t, TSDT_GENERATION_MAX>* changing = nullptr;
+        std::uint64_t* changes_told = nullptr;
+        std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
+        std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
+        std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
+        std::uint64_t* stood_in = nullptr;             // not where a program is run on top of itself: with kprobes
+    };
 
     Filter filter;
     std::vector<std::uint32_t> reasons; // of the filter
     int cpus = 1;
     KernelVersion kernel;
 
-    std::vector<Object> objects;        // the first one owns the maps
-    tsdroptrace_bpf* emitter = nullptr; // the one whose programs on kfree_skb are active
-    std::vector<std::unique_ptr<bpf_link, LinkDeleter>> links;
-    std::set<std::string, std::less<>> attached;       // sections: "fentry/nft_do_chain"
-    std::uint64_t missed_before = 0;                   // by earlier emitters
-    std::string problem;                               // why fentry is not to be had, once that is known
-    std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
-    std::vector<Object> hook_objects;                  // their programs
-    bpf_program* hook_program = nullptr;               // which the others are copies of
-    std::vector<Fd> hook_links;                        // of the copies
+    ObjectKind kind = ObjectKind::fentry;
+    std::vector<BpfObject> objects; // the first one owns the maps
+    Counts counts;
+    const bpf_program* emitter = nullptr; // the program on kfree_skb that is active
+    std::vector<Link> emitter_links;
+    std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
+    std::uint64_t missed_before = 0;                // by earlier emitters
+    std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
-    std::unique_ptr<const KernelTypes> types; // while starting
+    std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
     decode::KernelNames names;
+
+    std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
+    mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
+    std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
+
+    std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
+    std::vector<BpfObject> hook_objects;               // their programs
+    std::vector<Link> hook_object_links;
+    bpf_program* hook_program = nullptr; // which the others are copies of
+    std::vector<Fd> hook_links;          // of the copies
 
     struct RingDeleter {
         void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
@@ -328,47 +234,79 @@ struct Tracer::State {
     const std::function<void(std::span<const std::byte>)>* changes_sink = nullptr;
 
     bool traces(std::string_view function) const {
-        return attached.contains(fmt::format("fentry/{}", function)) ||
-               attached.contains(fmt::format("fexit/{}", function));
+        return std::ranges::any_of(function_sections, [&](std::string_view prefix) {
+            return links.contains(fmt::format("{}{}", prefix, function));
+        });
     }
-    const tsdroptrace_bpf& maps_of() const { return *objects.front(); }
-    std::uint64_t missed() const; // how often on_kfree_skb of the emitter could not be run
+    const BpfObject& shared() const { return objects.front(); }
+    bool on_kprobes() const { return kind == ObjectKind::kprobe; }
+    std::set<std::string> modules_now() const { return on_kprobes() ? modules_loaded() : modules_with_btf(); }
+    std::uint64_t missed() const; // how often the emitter could not be run
     void forget_lost_changes();
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
     int add(bool with_functions, bool with_emitter);
-    bool choose_functions(tsdroptrace_bpf& object) const;
-    static Object open();
-    int share_maps(tsdroptrace_bpf& object) const;
-    int fill_filter(const tsdroptrace_bpf& object) const;
-    int fill_hook_callers(const tsdroptrace_bpf& object) const;
+    BpfObject open() const;
+    void find_symbols(const BpfObject& object);
+    std::uint64_t address_of(const bpf_program* program) const; // kprobes; else 0
+    bool is_there(std::string_view function) const;
+    bool choose_functions(const BpfObject& object) const;
+    void set_constants(const BpfObject& object, std::uint32_t instance);
+    void set_sizes(const BpfObject& object) const;
+    int share_maps(const BpfObject& object) const;
+    void keep_counts(const BpfObject& object);
+    int fill_filter(const BpfObject& object) const;
+    int fill_hook_callers(const BpfObject& object) const;
     int add_hook_function(const std::string& name);
     int copy_hook_program(const std::string& name);
     void watch_queue_handler() const;
 };
 
+// Where the functions are now. A probe on one that has gone, with its module, or that has come back elsewhere, is of
+// no use any more.
+void Tracer::State::find_symbols(const BpfObject& object) {
+    const auto functions = object.functions();
+    std::set<std::string, std::less<>> wanted{"nf_hook_slow", "__per_cpu_offset"};
+    wanted.insert(functions.begin(), functions.end());
+    auto now = tsdroptrace::find_symbols(wanted);
+    std::erase_if(links, [&](const auto& link) {
+        const std::string_view section = link.first;
+        const auto before = symbols.find(section.substr(section.find('/') + 1));
+        if (before == symbols.end()) // a tracepoint
+            return false;
+        const auto after = now.find(before->first);
+        return after == now.end() || after->second.address != before->second.address;
+    });
+    symbols = std::move(now);
+}
+
+std::uint64_t Tracer::State::address_of(const bpf_program* program) const {
+    const auto symbol = symbols.find(function_of(program));
+    return symbol == symbols.end() ? 0 : symbol->second.address;
+}
+
+// Whether this kernel has the function now, and it can be made sense of.
+bool Tracer::State::is_there(std::string_view function) const {
+    if (on_kprobes())
+        return symbols.contains(function) && (nft_problem.empty() || !function.starts_with("nf"));
+    return types_for_loading->function(function).has_value();
+}
+
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
 // any is left.
-bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
+bool Tracer::State::choose_functions(const BpfObject& object) const {
     bool any = false;
     bpf_program* program;
-    bpf_object__for_each_program (program, object.obj) {
+    bpf_object__for_each_program (program, object.get()) {
         const std::string_view function = function_of(program);
         if (function.empty())
-            continue; // on_kfree_skb and its like: load() knows
-        if (is_hook_function_program(function)) {
-            bpf_program__set_autoload(program, false);
-            continue;
-        }
+            continue; // on_kfree_skb and its like: add() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
-        const bool needed = program != object.progs.nft_do_chain_end || kernel < KernelVersion{6, 7};
-        if (is_queue_program(function) && !rules_may_queue(*types_for_loading)) {
-            bpf_program__set_autoload(program, false);
-            continue;
-        }
-        const bool load = needed && !attached.contains(bpf_program__section_name(program)) &&
-                          types_for_loading->function(function).has_value();
+        const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
+        const bool load = needed && !is_hook_function_program(function) &&
+                          (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
+                          !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
         bpf_program__set_autoload(program, load);
         any |= load;
     }
@@ -376,27 +314,36 @@ bool Tracer::State::choose_functions(tsdroptrace_bpf& object) const {
 }
 
 // Another copy of the object, to be fitted to `types_for_loading`.
-Tracer::State::Object Tracer::State::open() {
+BpfObject Tracer::State::open() const {
     const auto path = types_for_loading->path();
-    LIBBPF_OPTS(bpf_object_open_opts, options);
-    options.btf_custom_path = path ? path->c_str() : nullptr;
-    return Object(tsdroptrace_bpf::open(&options));
+    return BpfObject::open(kind, path ? path->c_str() : nullptr);
 }
 
-int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
+int Tracer::State::share_maps(const BpfObject& object) const {
+    const bpf_map *bss = object.map(".bss"), *emit_call = object.map("emit_call");
     bpf_map* map;
-    bpf_object__for_each_map (map, object.obj) {
-        if ((bpf_map__is_internal(map) && map != object.maps.bss) || map == object.maps.emit_call)
+    bpf_object__for_each_map (map, object.get()) {
+        if ((bpf_map__is_internal(map) && map != bss) || map == emit_call)
             continue; // constants, and the program that emits: each object has its own
-        const bpf_map* ours = map == object.maps.bss ? maps_of().maps.bss
-                                                     : bpf_object__find_map_by_name(maps_of().obj, bpf_map__name(map));
-        if (const int error = bpf_map__reuse_fd(map, bpf_map__fd(ours)))
+        if (const int error = bpf_map__reuse_fd(map, shared().fd(map == bss ? ".bss" : bpf_map__name(map))))
             return error;
     }
     return 0;
 }
 
-int fill_ranges(const std::vector<Cidr>& ranges, const bpf_map* map4, const bpf_map* map6) {
+void Tracer::State::keep_counts(const BpfObject& object) {
+    const auto keep = [&]<typename T>(T*& place, const char* name) { place = object.variable<T>(name); };
+    keep(counts.generations, "generations");
+    keep(counts.changing, "changing");
+    keep(counts.changes_told, "changes_told");
+    keep(counts.changes_untold, "changes_untold");
+    keep(counts.expressions_loaded, "expressions_loaded");
+    keep(counts.expressions_traced, "expressions_traced");
+    keep(counts.queue_handler_absent, "queue_handler_absent");
+    keep(counts.stood_in, "stood_in");
+}
+
+int fill_ranges(const std::vector<Cidr>& ranges, int map4, int map6) {
     for (const Cidr& range : ranges) {
         struct {
             std::uint32_t prefix;
@@ -406,54 +353,56 @@ int fill_ranges(const std::vector<Cidr>& ranges, const bpf_map* map4, const bpf_
         const std::uint8_t present = 1;
         key.prefix = range.prefix;
         std::memcpy(key.address, range.network.data(), v4 ? 4 : 16);
-        if (const int error = bpf_map_update_elem(bpf_map__fd(v4 ? map4 : map6), &key, &present, BPF_ANY))
+        if (const int error = bpf_map_update_elem(v4 ? map4 : map6, &key, &present, BPF_ANY))
             return error;
     }
     return 0;
 }
 
 template <typename T>
-int fill_choices(const bpf_map* map, tsdt_choice what, const std::vector<T>& values) {
+int fill_choices(int map, tsdt_choice what, const std::vector<T>& values) {
     for (const T value : values) {
         const tsdt_choice_key key{what, value};
         const std::uint8_t present = 1;
-        if (const int error = bpf_map_update_elem(bpf_map__fd(map), &key, &present, BPF_ANY))
+        if (const int error = bpf_map_update_elem(map, &key, &present, BPF_ANY))
             return error;
     }
     return 0;
 }
 
-int fill_devices(const bpf_map* map, const std::vector<std::string>& devices) {
+int fill_devices(int map, const std::vector<std::string>& devices) {
     for (const std::string& device : devices) {
         char name[TSDT_IFNAME_LEN] = "";
         const std::uint8_t present = 1;
         device.copy(name, sizeof(name) - 1);
-        if (const int error = bpf_map_update_elem(bpf_map__fd(map), name, &present, BPF_ANY))
+        if (const int error = bpf_map_update_elem(map, name, &present, BPF_ANY))
             return error;
     }
     return 0;
 }
 
-int Tracer::State::fill_hook_callers(const tsdroptrace_bpf& object) const {
+int Tracer::State::fill_hook_callers(const BpfObject& object) const {
+    const int map = object.fd("hook_callers");
+    if (map < 0)
+        return 0;
     for (const HookCaller& caller : hook_callers) {
         char key[24] = ""; // struct hook_caller
         std::strncpy(key, caller.name, sizeof(key) - 1);
         const std::uint32_t hook = static_cast<std::uint32_t>(caller.pf << 8 | caller.hook);
-        if (const int error = bpf_map_update_elem(bpf_map__fd(object.maps.hook_callers), key, &hook, BPF_ANY))
+        if (const int error = bpf_map_update_elem(map, key, &hook, BPF_ANY))
             return error;
     }
     return 0;
 }
 
-int Tracer::State::fill_filter(const tsdroptrace_bpf& object) const {
-    const auto& maps = object.maps;
+int Tracer::State::fill_filter(const BpfObject& object) const {
+    const int choices = object.fd("choices");
     for (const int error :
-         {fill_ranges(filter.ranges, maps.ranges4, maps.ranges6),
-          fill_ranges(filter.locals, maps.locals4, maps.locals6),
-          fill_choices(maps.choices, TSDT_CHOICE_PROTO, filter.protos),
-          fill_choices(maps.choices, TSDT_CHOICE_PORT, filter.ports),
-          fill_choices(maps.choices, TSDT_CHOICE_REASON, reasons),
-          fill_choices(maps.choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(maps.devices, filter.devices)})
+         {fill_ranges(filter.ranges, object.fd("ranges4"), object.fd("ranges6")),
+          fill_ranges(filter.locals, object.fd("locals4"), object.fd("locals6")),
+          fill_choices(choices, TSDT_CHOICE_PROTO, filter.protos),
+          fill_choices(choices, TSDT_CHOICE_PORT, filter.ports), fill_choices(choices, TSDT_CHOICE_REASON, reasons),
+          fill_choices(choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(object.fd("devices"), filter.devices)})
         if (error)
             return error;
     return 0;
@@ -461,8 +410,8 @@ int Tracer::State::fill_filter(const tsdroptrace_bpf& object) const {
 
 // Set first, then looked: a module that comes in between takes it back itself.
 void Tracer::State::watch_queue_handler() const {
-    std::uint32_t* absent = &maps_of().bss->queue_handler_absent;
-    if (!traces("nf_register_queue_handler") || __atomic_load_n(absent, __ATOMIC_SEQ_CST))
+    std::uint32_t* absent = counts.queue_handler_absent;
+    if (!absent || !traces("nf_register_queue_handler") || __atomic_load_n(absent, __ATOMIC_SEQ_CST))
         return;
     __atomic_store_n(absent, 1, __ATOMIC_SEQ_CST);
     if (module_is_loaded("nfnetlink_queue") || traces("nfqnl_enqueue_packet")) // or built in
@@ -494,27 +443,26 @@ int Tracer::State::add_hook_function(const std::string& name) {
     const bool runs_bpf = name == "nf_hook_run_bpf";
     if (hook_program && !runs_bpf)
         return copy_hook_program(name);
-    Object object = open();
+    BpfObject object = open();
     if (!object)
         return -errno;
-    bpf_program* ours = runs_bpf ? object->progs.nf_hook_run_bpf_end : object->progs.hook_function_end;
+    bpf_program* ours = object.program(runs_bpf ? "nf_hook_run_bpf_end" : "hook_function_end");
     bpf_program* program;
-    bpf_object__for_each_program (program, object->obj)
+    bpf_object__for_each_program (program, object.get())
         bpf_program__set_autoload(program, program == ours);
-    bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
-    bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
+    set_sizes(object);
     hook_function_for_loading = name;
-    if (const int error = share_maps(*object))
+    if (const int error = share_maps(object))
         return error;
-    if (const int error = tsdroptrace_bpf::load(object.get()))
+    if (const int error = object.load())
         return error;
     hook_objects.push_back(std::move(object));
     if (!runs_bpf)
         hook_program = ours;
-    bpf_link* link = bpf_program__attach_trace(ours);
+    Link link(bpf_program__attach_trace(ours));
     if (!link)
         return -errno;
-    links.emplace_back(link);
+    hook_object_links.push_back(std::move(link));
     return 0;
 }
 
@@ -522,15 +470,15 @@ int Tracer::State::add_hook_function(const std::string& name) {
 std::uint64_t Tracer::State::missed() const {
     bpf_prog_info info{};
     std::uint32_t size = sizeof(info);
-    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter->progs.on_kfree_skb), &info, &size))
+    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter), &info, &size))
         return 0;
     return info.recursion_misses;
 }
 
 void Tracer::State::forget_lost_changes() {
     for (std::size_t which = 0; which < lost_changes.size(); ++which) {
-        const std::uint32_t generation = __atomic_load_n(&maps_of().bss->generations[which], __ATOMIC_ACQUIRE);
-        auto& changing = maps_of().bss->changing[which];
+        const std::uint32_t generation = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
+        auto& changing = (*counts.changing)[which];
         auto under_way = __atomic_load_n(&changing, __ATOMIC_ACQUIRE);
         if (lost_changes[which].are_there(generation, under_way, std::chrono::steady_clock::now()) &&
             __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
@@ -538,112 +486,136 @@ void Tracer::State::forget_lost_changes() {
     }
 }
 
+void Tracer::State::set_sizes(const BpfObject& object) const {
+    object.set_max_entries("pool", 2 * pool_chunks(cpus));
+    object.set_max_entries("verdicts", 1024 + 256 * static_cast<std::uint32_t>(cpus));
+    object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
+}
+
+void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
+    object.set_constant("instance", instance);
+    object.set_constant("match_all", filter.all);
+    object.set_constant("match_to", filter.to);
+    object.set_constant("match_from", filter.from);
+    object.set_constant("by_local", !filter.locals.empty());
+    object.set_constant("by_proto", !filter.protos.empty());
+    object.set_constant("by_port", !filter.ports.empty());
+    object.set_constant("by_reason", !filter.reasons.empty());
+    object.set_constant("by_netns", !filter.netns.empty());
+    object.set_constant("by_device", !filter.devices.empty());
+    object.set_constant("rules_only", filter.rules_only);
+    object.set_constant("own_netns", current_netns());
+    object.set_constant("percpu_counters", cpus > 1);
+    object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
+    object.set_constant("pool_chunks", pool_chunks(cpus));
+    if (!on_kprobes())
+        return;
+    const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
+    object.set_constant("table_is_first", kernel >= KernelVersion{5, 16});
+    object.set_constant("nf_hook_slow_at", nf_hook_slow.address);
+    object.set_constant("nf_hook_slow_size", nf_hook_slow.size);
+    object.set_constant("per_cpu_offset_at", per_cpu_offset.address);
+    if (!nf_hook_slow.size || (cpus > 1 && !per_cpu_offset.address))
+        problem = "/proc/kallsyms does not say where nf_hook_slow and __per_cpu_offset are: needs CAP_SYSLOG";
+}
+
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
 // or both. Returns 0 or a negative error.
 int Tracer::State::add(bool with_functions, bool with_emitter) {
     std::optional<KernelTypes> read_now;
     if (!types) // read at the start; later anew, since modules have come
-        read_now.emplace(functions_of(maps_of()), types_of(maps_of()));
+        read_now.emplace(shared().functions(), shared().types());
     types_for_loading = types ? types.get() : &*read_now;
-    Object object = open();
+    BpfObject object = open();
     if (!object)
         return -errno;
+    if (on_kprobes())
+        find_symbols(object);
     bool any = false;
     if (with_functions) {
-        any = choose_functions(*object);
+        any = choose_functions(object);
     } else {
         bpf_program* program;
-        bpf_object__for_each_program (program, object->obj)
+        bpf_object__for_each_program (program, object.get())
             bpf_program__set_autoload(program, false);
     }
     if (!any && !with_emitter)
         return 0;
     const auto instance = static_cast<std::uint32_t>(objects.size());
-    object->rodata->instance = instance;
-    object->rodata->match_all = filter.all;
-    object->rodata->match_to = filter.to;
-    object->rodata->match_from = filter.from;
-    object->rodata->by_local = !filter.locals.empty();
-    object->rodata->by_proto = !filter.protos.empty();
-    object->rodata->by_port = !filter.ports.empty();
-    object->rodata->by_reason = !filter.reasons.empty();
-    object->rodata->by_netns = !filter.netns.empty();
-    object->rodata->by_device = !filter.devices.empty();
-    object->rodata->rules_only = filter.rules_only;
-    object->rodata->own_netns = current_netns();
-    object->rodata->percpu_counters = cpus > 1;
-    object->rodata->cpus = static_cast<std::uint32_t>(cpus);
-    object->rodata->pool_chunks = pool_chunks(cpus);
-    const bool adds_nft = bpf_program__autoload(object->progs.nft_do_chain_begin);
-    const bool adds_legacy = bpf_program__autoload(object->progs.ipt_do_table_begin) ||
-                             bpf_program__autoload(object->progs.ip6t_do_table_begin);
+    set_constants(object, instance);
+    set_sizes(object);
+    const bool adds_nft = object.autoload("nft_do_chain_begin");
+    const bool adds_legacy = object.autoload("ipt_do_table_begin") || object.autoload("ip6t_do_table_begin");
     const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
-    object->rodata->traces_nft = adds_nft || traces("nft_do_chain");
-    object->rodata->traces_legacy = adds_legacy || had_legacy;
-    bpf_map__set_max_entries(object->maps.pool, 2 * pool_chunks(cpus));
-    bpf_map__set_max_entries(object->maps.verdicts, 1024 + 256 * static_cast<std::uint32_t>(cpus));
-    // A program on kfree_skb that did not know a backend's types makes room for one that does.
-    with_emitter |= adds_nft || (adds_legacy && !had_legacy);
-    bpf_program__set_autoload(object->progs.emit, with_emitter);
-    bpf_program__set_autoload(object->progs.on_kfree_skb, with_emitter);
-    bpf_program__set_autoload(object->progs.on_kfree_skb_again, with_emitter && cpus <= TSDT_MAX_CPUS);
-    bpf_program__set_autoload(object->progs.on_sched_migrate_task,
-                              (adds_nft || adds_legacy) &&
-                                  !attached.contains(bpf_program__section_name(object->progs.on_sched_migrate_task)));
-    bpf_program__set_autoload(object->progs.on_module_load, objects.empty()); // not there: no module can come
+    if (on_kprobes()) {
+        // No module brings types: the first program on kfree_skb knows all there is to know.
+        object.set_constant("traces_nft", with_functions && nft_problem.empty());
+        object.set_constant("traces_legacy", with_functions);
+    } else {
+        object.set_constant("traces_nft", adds_nft || traces("nft_do_chain"));
+        object.set_constant("traces_legacy", adds_legacy || had_legacy);
+        // One that did not know a backend's types makes room for one that does.
+        with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+    }
+    const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
+                      *emit = object.program("emit"); // kprobes have the first one only
+    object.set_autoload("emit", with_emitter);
+    object.set_autoload("on_kfree_skb", with_emitter);
+    object.set_autoload("on_kfree_skb_again", with_emitter && cpus <= TSDT_MAX_CPUS);
+    const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
+    object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
+    object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
 
     if (!objects.empty())
-        if (const int error = share_maps(*object))
+        if (const int error = share_maps(object))
             return error;
-    if (const int error = tsdroptrace_bpf::load(object.get()))
+    if (const int error = object.load())
         return error;
-    if (objects.empty())
-        if (const int error = fill_filter(*object); error || fill_hook_callers(*object))
+    if (objects.empty()) {
+        if (const int error = fill_filter(object); error || fill_hook_callers(object))
             return error ? error : -errno;
+        keep_counts(object);
+    }
 
-    if (with_emitter) {
+    if (with_emitter && emit) {
         const std::uint32_t zero = 0;
-        const int emit = bpf_program__fd(object->progs.emit);
-        if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.emit_call), &zero, &emit, BPF_ANY))
+        const int fd = bpf_program__fd(emit);
+        if (const int error = bpf_map_update_elem(object.fd("emit_call"), &zero, &fd, BPF_ANY))
             return error;
     }
 
     std::vector<Attachment> attachments;
     bpf_program* program;
-    bpf_object__for_each_program (program, object->obj)
-        if (bpf_program__autoload(program) && program != object->progs.emit)
-            attachments.push_back({.program = program});
+    bpf_object__for_each_program (program, object.get())
+        if (bpf_program__autoload(program) && program != emit)
+            attachments.push_back({.program = program, .address = address_of(program)});
     attach_all(attachments);
+    std::vector<Link> new_emitter_links;
     int failed = 0;
-    for (auto& [program, link, error] : attachments) {
-        if (!link) {
-            spdlog::debug("{}: not attached: {}", bpf_program__name(program), std::strerror(error));
-            if (program == object->progs.on_kfree_skb)
-                failed = -error;
-            if (const std::string_view function = function_of(program); !function.empty())
-                problem = fmt::format("{} cannot be traced: {}", function, std::strerror(error));
-            continue;
+    for (Attachment& attachment : attachments) {
+        if (!attachment.link) {
+            const char* why = std::strerror(attachment.error);
+            spdlog::debug("{}: not attached: {}", bpf_program__name(attachment.program), why);
+            if (attachment.program == on_kfree_skb)
+                failed = -attachment.error;
+            if (const std::string_view function = function_of(attachment.program); !function.empty())
+                problem = fmt::format("{} cannot be traced: {}", function, why);
+        } else if (attachment.program == on_kfree_skb || attachment.program == again) {
+            new_emitter_links.push_back(std::move(attachment.link));
+        } else {
+            links[bpf_program__section_name(attachment.program)] = std::move(attachment.link);
         }
-        if (program == object->progs.on_kfree_skb)
-            object->links.on_kfree_skb = link; // the others stay for as long as the object does
-        else if (program == object->progs.on_kfree_skb_again)
-            object->links.on_kfree_skb_again = link;
-        else
-            links.emplace_back(link);
-        attached.emplace(bpf_program__section_name(program));
     }
     if (failed)
         return failed;
     if (with_emitter) {
         const std::uint32_t zero = 0;
-        if (const int error = bpf_map_update_elem(bpf_map__fd(object->maps.control), &zero, &instance, BPF_ANY))
+        if (const int error = bpf_map_update_elem(object.fd("control"), &zero, &instance, BPF_ANY))
             return error;
-        if (emitter) {
+        if (emitter)
             missed_before += missed();
-            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb, nullptr));
-            bpf_link__destroy(std::exchange(emitter->links.on_kfree_skb_again, nullptr));
-        }
-        emitter = object.get();
+        emitter_links = std::move(new_emitter_links);
+        emitter = on_kfree_skb;
     }
     objects.push_back(std::move(object));
     return 0;
@@ -663,12 +635,24 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->filter = filter;
     state->cpus = std::max(libbpf_num_possible_cpus(), 1);
     state->kernel = running_kernel();
-    state->modules = modules_with_btf();
     register_lookup();
-    if (const State::Object object{tsdroptrace_bpf::open()})
-        state->types = std::make_unique<const KernelTypes>(functions_of(*object), types_of(*object));
-    else
+    const BpfObject fentry = BpfObject::open(ObjectKind::fentry, nullptr);
+    if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
+    auto types = fentry.types();
+    if (state->kernel < KernelVersion{5, 17}) // may need kprobes: see below
+        if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
+            types.merge(kprobe.types());
+    state->types = std::make_unique<const KernelTypes>(fentry.functions(), types);
+    // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
+    // here is written for): there kprobes do it.
+    if (!state->types->has_bpf_loop()) {
+        state->kind = ObjectKind::kprobe;
+        if (state->kernel != KernelVersion{5, 10} || !state->types->lays_out_like_5_10())
+            state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
+                                 "nf_tables' structures as 5.10 does";
+    }
+    state->modules = state->modules_now();
     state->names = state->types->names();
     auto reasons = decode::reason_codes(filter.reasons, state->names);
     if (!reasons)
@@ -682,24 +666,25 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
             return explain_load_failure(-drops_error);
         state->problem =
             -error == EPERM
-                ? "this kernel does not let BPF be attached to functions (fentry: not permitted)"
+                ? fmt::format("this kernel does not let BPF be attached to functions ({}: not permitted)",
+                              state->on_kprobes() ? "kprobes" : "fentry")
                 : fmt::format("the programs on netfilter's functions cannot be loaded: {}", std::strerror(-error));
     }
 
-    state->types.reset();
+    if (!state->on_kprobes())
+        state->types.reset();
     state->watch_queue_handler();
 
     const auto on_record = [](void* context, void* data, std::size_t size) -> int {
         const auto* self = static_cast<State*>(context);
         return (*self->sink)({static_cast<const std::byte*>(data), size}) ? 0 : -ECANCELED;
     };
-    state->ring.reset(ring_buffer__new(bpf_map__fd(state->maps_of().maps.events), on_record, state.get(), nullptr));
+    state->ring.reset(ring_buffer__new(state->shared().fd("events"), on_record, state.get(), nullptr));
     const auto on_change = [](void* context, void* data, std::size_t size) -> int {
         (*static_cast<State*>(context)->changes_sink)({static_cast<const std::byte*>(data), size});
         return 0;
     };
-    state->changes_ring.reset(
-        ring_buffer__new(bpf_map__fd(state->maps_of().maps.changes), on_change, state.get(), nullptr));
+    state->changes_ring.reset(ring_buffer__new(state->shared().fd("changes"), on_change, state.get(), nullptr));
     if (!state->ring || !state->changes_ring)
         return Error{ErrorKind::other, fmt::format("cannot map the ring buffer: {}", std::strerror(errno))};
     return std::unique_ptr<Tracer>(new Tracer(std::move(state)));
@@ -707,34 +692,34 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
 
 void Tracer::stop() {
     const std::uint32_t zero = 0, nobody = ~0u;
-    bpf_map_update_elem(bpf_map__fd(state_->maps_of().maps.control), &zero, &nobody, BPF_ANY);
+    bpf_map_update_elem(state_->shared().fd("control"), &zero, &nobody, BPF_ANY);
 }
 
 void Tracer::refresh() {
     state_->forget_lost_changes();
     if (!state_->problem.empty())
         return;
-    auto& seen = *state_->maps_of().bss;
-    const auto loaded = std::atomic_ref(seen.expressions_loaded).load(); // a module is listed before it is counted
-    auto modules = modules_with_btf();
+    const Tracer::State::Counts& counts = state_->counts;
+    const auto loaded = std::atomic_ref(*counts.expressions_loaded).load(); // a module is listed before it is counted
+    auto modules = state_->modules_now();
     if (modules != state_->modules) {
         state_->modules = std::move(modules);
-        const auto before = state_->attached.size();
+        const auto before = state_->links.size();
         if (const int error = state_->add(true, false)) {
             spdlog::warn("a netfilter module has been loaded, but its rules cannot be named: {}",
                          std::strerror(-error));
             return;
         }
-        if (state_->attached.size() != before) {
+        if (state_->links.size() > before) {
             state_->watch_queue_handler();
             spdlog::info("a netfilter module has been loaded: it is traced from now on");
         }
     }
-    std::atomic_ref(seen.expressions_traced).store(loaded);
+    std::atomic_ref(*counts.expressions_traced).store(loaded);
 }
 
 void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
-    if (!state_->problem.empty())
+    if (!state_->problem.empty() || state_->on_kprobes())
         return;
     KernelTypes::Names names, modules;
     for (const HookFunction& function : functions) {
@@ -747,7 +732,7 @@ void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
     }
     if (names.empty())
         return;
-    const KernelTypes types(names, types_of(state_->maps_of()), modules);
+    const KernelTypes types(names, state_->shared().types(), modules);
     types_for_loading = &types;
     for (const std::string& name : names) {
         const int error = types.function(name) ? state_->add_hook_function(name) : -ESRCH;
@@ -784,9 +769,13 @@ const decode::KernelNames& Tracer::names() const {
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, std::initializer_list<const char*> needed) -> Capability {
+    const auto backend = [&](const char* module, const std::string& problem,
+                             std::initializer_list<const char*> needed) -> Capability {
+        if (!problem.empty())
+            return {Exactness::unavailable, problem};
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, ""};
+            return {Exactness::exact,
+                    state_->on_kprobes() ? "with kprobes: this kernel's modules have no type information" : ""};
         if (!state_->problem.empty())
             return {Exactness::unavailable, state_->problem};
         if (!module_is_loaded(module))
@@ -797,22 +786,30 @@ Capabilities Tracer::capabilities() const {
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables = backend("nf_tables", {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    capabilities.nftables =
+        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
     capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 
 std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     tsdt_cause cause{};
-    if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.causes), &key, &cause))
+    if (bpf_map_lookup_elem(state_->shared().fd("causes"), &key, &cause))
         return std::nullopt;
+    if (!cause.location[0] && state_->on_kprobes()) {
+        // The kernel could not print it from BPF (bpf_snprintf, 5.13).
+        auto [symbol, fresh] = state_->locations.try_emplace(key.location);
+        if (fresh)
+            symbol->second = describe_address(key.location);
+        symbol->second.copy(cause.location, sizeof(cause.location) - 1);
+    }
     return cause;
 }
 
 std::vector<tsdt_cause> Tracer::causes() const {
     std::vector<tsdt_cause> all;
-    const int map = bpf_map__fd(state_->maps_of().maps.causes);
+    const int map = state_->shared().fd("causes");
     tsdt_cause_key key{};
     for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
         if (auto value = cause(key))
@@ -822,7 +819,7 @@ std::vector<tsdt_cause> Tracer::causes() const {
 
 std::vector<FlowCount> Tracer::flows() const {
     std::vector<FlowCount> all;
-    const int map = bpf_map__fd(state_->maps_of().maps.flows);
+    const int map = state_->shared().fd("flows");
     FlowCount flow{};
     for (int more = bpf_map_get_next_key(map, nullptr, &flow.key); more == 0;
          more = bpf_map_get_next_key(map, &flow.key, &flow.key))
@@ -834,8 +831,9 @@ std::vector<FlowCount> Tracer::flows() const {
 std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
     std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
     std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
+    const int map = state_->shared().fd("lost");
     for (std::uint32_t place = 0; place < TSDT_LOST_MAX; ++place)
-        if (bpf_map_lookup_elem(bpf_map__fd(state_->maps_of().maps.lost), &place, per_cpu.data()) == 0)
+        if (bpf_map_lookup_elem(map, &place, per_cpu.data()) == 0)
             lost[place] = std::accumulate(per_cpu.begin(), per_cpu.end(), std::uint64_t{0});
     return lost;
 }
@@ -848,33 +846,33 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
             lost.emplace(decode::lost_place_name(place), by_place[place]);
     // on_kfree_skb_again stands in for on_kfree_skb where it can.
     const std::uint64_t missed = state_->missed_before + state_->missed();
-    const std::uint64_t stood_in = __atomic_load_n(&state_->maps_of().bss->stood_in, __ATOMIC_ACQUIRE);
+    const std::uint64_t* counted = state_->counts.stood_in;
+    const std::uint64_t stood_in = counted ? __atomic_load_n(counted, __ATOMIC_ACQUIRE) : 0;
     if (missed > stood_in)
         lost["recursion"] = missed - stood_in;
     return lost;
 }
 
 resolve_rule::Generation Tracer::generation(RulesetKind kind) const {
-    const auto& bss = *state_->maps_of().bss;
+    const State::Counts& counts = state_->counts;
     const auto which = static_cast<std::size_t>(kind);
     // In this order: a change that begins in between shows.
-    const std::uint32_t number = __atomic_load_n(&bss.generations[which], __ATOMIC_ACQUIRE);
-    return {number, __atomic_load_n(&bss.changing[which], __ATOMIC_ACQUIRE) > 0};
+    const std::uint32_t number = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
+    return {number, __atomic_load_n(&(*counts.changing)[which], __ATOMIC_ACQUIRE) > 0};
 }
 
 decode::ChangeCounts Tracer::change_counts() const {
-    const auto& bss = *state_->maps_of().bss;
     decode::ChangeCounts counts;
-    counts.told = __atomic_load_n(&bss.changes_told, __ATOMIC_ACQUIRE);
+    counts.told = __atomic_load_n(state_->counts.changes_told, __ATOMIC_ACQUIRE);
     for (std::size_t i = 0; i < counts.untold.size(); ++i)
-        counts.untold[i] = __atomic_load_n(&bss.changes_untold[i], __ATOMIC_ACQUIRE);
+        counts.untold[i] = __atomic_load_n(&(*state_->counts.changes_untold)[i], __ATOMIC_ACQUIRE);
     return counts;
 }
 
 std::uint64_t Tracer::map_memory() const {
     std::uint64_t sum = 0;
     const bpf_map* map;
-    bpf_object__for_each_map (map, state_->maps_of().obj) {
+    bpf_object__for_each_map (map, state_->shared().get()) {
         std::ifstream fdinfo(fmt::format("/proc/self/fdinfo/{}", bpf_map__fd(map)));
         for (std::string line; std::getline(fdinfo, line);)
             if (line.starts_with("memlock:"))

@@ -17,6 +17,20 @@ cat /proc/modules >"$out/modules.before"
 trace run --dst "$ranges"
 cat /proc/modules >"$out/modules.started"
 
+# traced FUNCTION...: 2 s after all of them are, when the rules have been read, too. Waits for 10 s at most for each: the
+# tracer looks for modules once a second, and then takes its time.
+traced() {
+    local function i
+    for function; do
+        for ((i = 0; i < 50; i++)); do
+            ! grep -q "^$function " /sys/kernel/tracing/enabled_functions || continue 2
+            pause 0.2
+        done
+        echo "$function is not traced" >&2
+    done
+    pause 2
+}
+
 iptables-legacy -A INPUT -p udp --dport 7301 -j DROP
 ip6tables-legacy -A INPUT -p udp --dport 7301 -j REJECT
 iptables-legacy -t raw -A PREROUTING -p udp --dport 7302 -j DROP
@@ -31,13 +45,16 @@ nft -f - <<'NFT'
 table inet late {
     chain input {
         type filter hook input priority 10; policy accept;
-        udp dport 7304 counter reject
         udp dport vmap { 7305 : drop }
     }
 }
 NFT
 mark nft.rules
-traced nft_do_chain nft_lookup_eval nft_reject_inet_eval nft_target_eval_xt
+traced nft_do_chain nft_target_eval_xt nft_lookup_eval
+# The program that emits knows nf_tables by now: this brings a program on an expression only.
+nft add rule inet late input udp dport 7304 counter reject
+mark nft.reject
+traced nft_reject_inet_eval
 ip netns exec provider /tests/send "$vm4" 2 7303 7304 7305
 ip netns exec provider /tests/send "$vm6" 2 7303 7304 7305
 pause 1

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// nft_rule.h's part for 5.10: a chain's rules lie in a blob from 5.17 (2c865a8a28a1); before that each has its own piece
+// of memory, and the chain two lists of their addresses.
+#pragma once
+
+// A loop over the steps of a segment. Each turn is verified once, so it is told whose path it is, and which segment.
+static __always_inline struct path *path_of(u32 owner);
+
+#define SEGMENT_LOOP(function, callback)                                                   \
+	__noinline int callback##_at(u32 owner, u32 which, u32 back)                       \
+	{                                                                                  \
+		struct path *path = path_of(owner);                                        \
+		struct trail_reader reader = {.path = path};                               \
+                                                                                           \
+		compat_bound(which);                                                       \
+		if (!path || which >= TSDT_MOVES)                                          \
+			return 1;                                                          \
+		reader.begin = path->segment[which].begin;                                 \
+		reader.end = path->segment[which].end;                                     \
+		reader.cpu = path->segment[which].cpu;                                     \
+		return callback(back, &reader) ? 1 : 0;                                    \
+	}                                                                                  \
+	__noinline int function##_of(u32 owner, u32 which)                                 \
+	{                                                                                  \
+		for (u32 i = 0; i < TSDT_TRAIL_STEPS && !callback##_at(owner, which, i);)  \
+			i++;                                                               \
+		return 0;                                                                  \
+	}
+#define compat_with_path(function, path, which) function##_of((path)->owner, which)
+
+// `at` is the address of the place in the list that has the address of the next rule.
+static long visit_rule(u32 index, struct rule_search *search)
+{
+	struct nft_rule_5_10 *rule = NULL;
+	u64 word = 0, data;
+
+	if (bpf_probe_read_kernel(&rule, sizeof(rule), (void *)search->at) || !rule ||
+	    bpf_probe_read_kernel(&word, sizeof(word), &rule->word))
+		return 1;
+	data = (u64)&rule->data[0];
+	search->at += sizeof(rule);
+	search->number++;
+	if (search->expr < data || search->expr >= data + (word >> 44 & 0xfff))
+		return 0;
+	search->handle = word & ((1ULL << 42) - 1);
+	search->found = 1;
+	return 1;
+}
+COMPAT_LONG_LOOP(visit_rule, struct rule_search)
+
+// Searches are remembered: a list is long to walk, and each packet that a rule drops asks the same.
+struct known_rule_key {
+	u64 chain;
+	u64 expr;
+	u32 generation;
+	u32 gencursor;
+};
+struct known_rule {
+	u64 handle;
+	u32 number; // 0: the chain does not hold it
+	u32 pad;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct known_rule_key);
+	__type(value, struct known_rule);
+} known_rules SEC(".maps");
+
+static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
+{
+	struct known_rule_key key = {.chain = chain, .expr = expr, .gencursor = path->gencursor};
+	const struct known_rule *known;
+	struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)chain;
+	struct known_rule found = {};
+
+	key.generation = generation(TSDT_GENERATION_NF_TABLES);
+	known = bpf_map_lookup_elem(&known_rules, &key);
+	if (known) {
+		search->handle = known->handle;
+		search->number = known->number;
+		search->found = known->number != 0;
+		return;
+	}
+	search->expr = expr;
+	// The other list may hold rules that are gone: it is freed only after the next change.
+	bpf_probe_read_kernel(&search->at, sizeof(search->at), path->gencursor ? &own->rules_gen_1 : &own->rules_gen_0);
+	if (search->at)
+		compat_long_loop(~0u, visit_rule, search);
+	if (search->found) {
+		found.handle = search->handle;
+		found.number = search->number;
+	}
+	if (!is_changing(TSDT_GENERATION_NF_TABLES))
+		bpf_map_update_elem(&known_rules, &key, &found, BPF_ANY);
+}
+
+static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 expr)
+{
+	struct rule_search search = {};
+
+	find_rule(path, chain, expr, &search);
+	return search.found;
+}
+
+// Whether this is a base chain: what is read of it must agree with what netfilter says of its hook.
+static __noinline bool is_base_chain(u64 chain, u32 hook)
+{
+	u64 base = chain - MODULE_FIELD_OFFSET(nft_base_chain, chain);
+	struct nft_table *table = MODULE_READ(nft_chain, chain, table);
+	u64 priv = 0;
+	char name[2] = {};
+
+	bpf_probe_read_kernel(&priv, sizeof(priv), &((struct nft_base_chain_5_10 *)base)->ops.priv);
+	if (priv && priv != chain) // the hook's argument is the chain; those of devices have it elsewhere
+		return false;
+	if (MODULE_READ(nft_base_chain, base, ops.hooknum) != hook || MODULE_READ(nft_base_chain, base, policy) > 1)
+		return false;
+	return bpf_probe_read_kernel_str(name, sizeof(name), MODULE_READ(nft_chain, chain, name)) > 1 &&
+	       bpf_probe_read_kernel_str(name, sizeof(name), MODULE_READ(nft_table, table, name)) > 1;
+}

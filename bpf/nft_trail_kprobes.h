@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// nft_trail.h's programs for 5.10. A kretprobe does not see what its function was called with: so
+// that is kept from the entry on. The kernel runs no kprobe program on top of another one on the same CPU: what a
+// softirq does meanwhile is seen not at all, from its beginning to its end. But it may miss a return alone, where too
+// many calls are under way: so an expression leaves word of its beginning, and takes that back.
+#pragma once
+
+SEC("kprobe/nft_do_chain")
+int nft_do_chain_begin(struct pt_regs *ctx) // struct nft_pktinfo *pkt, void *priv: the base chain
+{
+	struct call call = {.argument[0] = PT_REGS_PARM1(ctx)};
+	u64 frame = frame_at_entry(ctx);
+
+	trail_add(this_cpu_trail(), (void *)call.argument[0], (void *)PT_REGS_PARM2(ctx), TRAIL_BEGIN);
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return 0;
+}
+
+SEC("kprobe/nft_immediate_eval")
+int nft_immediate_eval_begin(struct pt_regs *ctx) // struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt
+{
+	u64 expr = PT_REGS_PARM1(ctx);
+	s32 code = MODULE_READ(nft_immediate_expr, expr + MODULE_FIELD_OFFSET(nft_expr, data), data.verdict.code);
+
+	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
+		return 0;
+	trail_add(this_cpu_trail(), (void *)PT_REGS_PARM3(ctx), (void *)expr, TRAIL_IMMEDIATE);
+	return 0;
+}
+
+// nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone.
+SEC("kretprobe/nft_do_chain")
+int nft_do_chain_end(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_return(ctx), skb, pkt;
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	const struct nf_hook_state *state;
+	struct verdict verdict;
+
+	if (!call)
+		return 0;
+	pkt = call->argument[0];
+	bpf_map_delete_elem(&calls, &frame);
+	if (((u32)PT_REGS_RC(ctx) & NF_VERDICT_MASK) != NF_DROP)
+		return 0;
+	skb = (u64)MODULE_READ(nft_pktinfo, pkt, skb);
+	state = MODULE_READ(nft_pktinfo, pkt, state);
+	begin_verdict(&verdict, (struct sk_buff *)skb, state);
+	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
+	verdict.rule = pkt;
+	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
+	verdict.gencursor = compat_gencursor(state);
+	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int expression_begins(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct trail *trail = this_cpu_trail();
+	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx), .argument[2] = PT_REGS_PARM3(ctx)};
+
+	call.cpu = bpf_get_smp_processor_id();
+	call.step = trail_end(trail);
+	trail_add(trail, (void *)call.argument[2], (void *)call.argument[0], TRAIL_PENDING);
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int expression_done(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_return(ctx);
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	struct trail *trail = this_cpu_trail();
+	struct trail_step *begun;
+	u64 expr, regs, pkt;
+	s32 code;
+
+	if (!call)
+		return 0;
+	expr = call->argument[0];
+	regs = call->argument[1];
+	pkt = call->argument[2];
+	begun = &trail_of(call->cpu)->step[call->step % TSDT_TRAIL_STEPS];
+	if (begun->pkt == pkt && begun->what == expr + TRAIL_PENDING)
+		begun->pkt = 0;
+	bpf_map_delete_elem(&calls, &frame);
+
+	code = MODULE_READ(nft_regs, regs, verdict.code);
+	if (code == NFT_JUMP || code == NFT_GOTO) {
+		trail_add(trail, (void *)pkt, MODULE_READ(nft_regs, regs, verdict.chain), TRAIL_JUMP_TO);
+		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_JUMP_BY);
+	} else if ((code & NF_VERDICT_MASK) == NF_DROP) {
+		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_DROP);
+	}
+	return 0;
+}
+
+#define NFT_EXPRESSION_DONE(function, done) NFT_EXPRESSION(function) // packets for NFQUEUE are not followed
+#define NFT_EXPRESSION(function)                                                                   \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return expression_begins(ctx); } \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return expression_done(ctx); }

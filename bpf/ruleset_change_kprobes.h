@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// ruleset_change.h's programs for 5.10. A change whose end was missed (too many calls at once for the kernel to follow)
+// leaves `changing` too high, until userspace sets it right: then no rule is believed, which is safe. An end is counted
+// only where its beginning was, so that it is not too low.
+#pragma once
+
+static __always_inline int call_begins(struct pt_regs *ctx, u32 which)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct call call = {.argument = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)}};
+
+	change_begins(which);
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	return 0;
+}
+
+// `tells`: which ruleset the function has changed, should it have succeeded.
+static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
+{
+	u64 frame = frame_at_return(ctx);
+	struct call *known = bpf_map_lookup_elem(&calls, &frame), call = {};
+
+	if (known) {
+		call = *known;
+		bpf_map_delete_elem(&calls, &frame);
+		if (!(s32)PT_REGS_RC(ctx)) {
+			if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
+				tell_change(tells, which, (struct net *)call.argument[0]);
+			else if ((s32)call.argument[1] == SET_REPLACE) // struct sock *, int command
+				tell_change(tells, which, SOCKET_NET((struct sock *)call.argument[0]));
+		}
+	}
+	__sync_fetch_and_add(&generations[which], 1);
+	if (known && is_changing(which)) // userspace may have given up on it
+		__sync_fetch_and_add(&changing[which], -1);
+	return 0;
+}
+
+// The ends come first, so that they are attached first.
+#define RULESET_CHANGE_ENDS(function, which, tells) \
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return call_ends(ctx, which, tells); }
+RULESET_CHANGE_ENDS(nf_tables_commit, TSDT_GENERATION_NF_TABLES, TSDT_RULESET_NF_TABLES)
+RULESET_CHANGE_ENDS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP_TABLES)
+RULESET_CHANGE_ENDS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP6_TABLES)
+
+#define RULESET_CHANGE_BEGINS(function, which) \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return call_begins(ctx, which); }
+RULESET_CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
+RULESET_CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
+RULESET_CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)

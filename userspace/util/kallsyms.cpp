@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "util/kallsyms.h"
+
+#include <charconv>
+#include <fstream>
+
+#include <fmt/format.h>
+
+namespace tsdroptrace {
+namespace {
+
+struct Line {
+    std::uint64_t address = 0;
+    std::string_view name, module; // "[nf_tables]" or nothing
+    bool code = false;
+};
+
+// "ffffffffc0a1b2c0 t nft_do_chain\t[nf_tables]"
+bool parse(std::string_view text, Line& line) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), line.address, 16);
+    const auto at = static_cast<std::size_t>(end - text.data());
+    if (error != std::errc{} || text.size() < at + 4 || text[at] != ' ' || text[at + 2] != ' ')
+        return false;
+    line.code = std::string_view("tTwW").find(text[at + 1]) != std::string_view::npos;
+    text.remove_prefix(at + 3);
+    const auto tab = text.find('\t');
+    line.name = text.substr(0, tab);
+    line.module = tab == std::string_view::npos ? std::string_view{} : text.substr(tab + 1);
+    return line.address != 0;
+}
+
+} // namespace
+
+std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::string, std::less<>>& names,
+                                                        const char* path) {
+    std::map<std::string, Symbol, std::less<>> found;
+    std::set<std::string, std::less<>> ambiguous;
+    std::ifstream file(path);
+    Symbol* last = nullptr; // waits for the symbol after it: vmlinux's are in order
+    Line line;
+    for (std::string text; std::getline(file, text);) {
+        if (!parse(text, line))
+            continue;
+        if (last && line.address > last->address) {
+            last->size = line.module.empty() ? line.address - last->address : 0;
+            last = nullptr;
+        }
+        if (!names.contains(line.name))
+            continue;
+        const auto [entry, fresh] = found.try_emplace(std::string(line.name), Symbol{line.address, 0});
+        if (!fresh)
+            ambiguous.emplace(line.name);
+        last = &entry->second;
+    }
+    for (const std::string& name : ambiguous)
+        found.erase(name);
+    return found;
+}
+
+std::string describe_address(std::uint64_t address, const char* path) {
+    std::ifstream file(path);
+    std::uint64_t best = 0, next = 0;
+    std::string name, module;
+    Line line;
+    for (std::string text; std::getline(file, text);) {
+        if (!parse(text, line))
+            continue;
+        if (line.address > address) {
+            if (!next || line.address < next)
+                next = line.address;
+        } else if (line.code && line.address > best) {
+            best = line.address;
+            name = line.name;
+            module = line.module;
+        }
+    }
+    if (!best || !next)
+        return "";
+    return fmt::format("{}+{:#x}/{:#x}{}{}", name, address - best, next - best, module.empty() ? "" : " ", module);
+}
+
+} // namespace tsdroptrace
