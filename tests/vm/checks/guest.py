@@ -60,6 +60,8 @@ class Guest:
     def __init__(self, directory):
         self.directory = Path(directory)
         self.kernel = self.text("kernel").strip()
+        # Linux 5.10, where tsdroptrace uses kprobes: no reasons, no functions at hooks, no queues.
+        self.old = self.kernel.startswith("5.10.")
         self.host = self.text("host").strip()
         self.netns = int(re.search(r"\d+", self.text("netns")).group())
         # The kernel's own list of drop reasons: { 12, "NETFILTER_DROP" }

@@ -84,7 +84,7 @@ def families(group, guest, validator):
                          ("bridge", "b", "pre"): 2, ("bridge", "b", "in"): 2, ("bridge", "b", "forward"): 1,
                          ("bridge", "b", "out"): 1, ("bridge", "b", "post"): 1, ("bridge", "b", "last"): 1,
                          ("bridge", "filter", "FORWARD"): 1, ("bridge", "nat", "PREROUTING"): 1,
-                         ("netdev", "early", "ingress"): 2, ("netdev", "early", "egress"): 1,
+                         ("netdev", "early", "ingress"): 2, ("netdev", "early", "egress"): int(not guest.old),
                          ("inet", "early", "ingress"): 1, ("inet", "awake", "c14"): 1,
                          # One more where an expectation that clashes is refused.
                          ("inet", "awake", "input"): 4,

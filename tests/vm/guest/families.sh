@@ -37,6 +37,11 @@ deep() {
         echo '}'
     done
 }
+egress=''
+[ -n "$old" ] || egress='chain egress { # from 5.16
+        type filter hook egress device "eth0" priority 0; policy accept;
+        udp dport 7713 counter drop
+    }'
 nft -f - <<NFT
 table inet tracer {
     chain pre { type filter hook prerouting priority -450; meta l4proto { tcp, udp } th dport 7700-7799 meta nftrace set 1; }
@@ -57,10 +62,7 @@ table netdev early {
         udp dport 7711 counter drop
         udp dport 7715 fwd ip to 10.1.0.2 device "eth1"
     }
-    chain egress {
-        type filter hook egress device "eth0" priority 0; policy accept;
-        udp dport 7713 counter drop
-    }
+    $egress
 }
 table inet early {
     chain ingress {

@@ -78,16 +78,24 @@ with iface --dst "$ranges" --iface eth1 --iface nosuchdevice
 with netns-name --dst "$ranges" --netns provider
 with netns-path --dst "$ranges" --netns /run/netns/client --netns /run/netns/provider
 with netns-inode --dst "$ranges" --netns "$vm_netns"
-with reason --dst "$ranges" --reason NETFILTER_DROP,SKB_DROP_REASON_NO_SOCKET
+of_reason=(--reason NETFILTER_DROP)
+if [ -n "$old" ]; then # gives no reasons
+    of_reason=()
+    status=0
+    tsdroptrace --dst "$ranges" --reason NETFILTER_DROP >"$out/reason.out" 2>"$out/reason.err" || status=$?
+    echo "$status" >"$out/reason.exit"
+else
+    with reason --dst "$ranges" --reason NETFILTER_DROP,SKB_DROP_REASON_NO_SOCKET
+    with reason-other --dst "$ranges" --reason otherhost --reason UNHANDLED_PROTO
+fi
 provoke
 
-with reason-other --dst "$ranges" --reason otherhost --reason UNHANDLED_PROTO
 with rules --dst "$ranges" --rules-only
 with all --all --port 4009 --proto udp
 with all-src --all --src "$vm4" --rules-only
 with many --dst "$many$ranges" --src "$many$vm4,$vm6" --port 53
 with none --dst "${many%,}" --port 53
 with every --dst "$ranges" --src "$vm4" --port 53,7801 --proto udp --iface eth0 --netns "$vm_netns" \
-    --reason NETFILTER_DROP --rules-only
+    "${of_reason[@]}" --rules-only
 provoke
 nft list table inet filters >"$out/after.nft"

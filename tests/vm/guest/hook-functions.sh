@@ -57,7 +57,7 @@ full() { # PACKETS: no room for more connections
     modprobe -a ip_vs ip_vs_rr arptable_filter
     vm_helper ipvs $vm4 7754 # and nobody to send to
     others=(ipv4_confirm)
-    if [[ $(uname -r) != 6.1.* ]]; then # from 6.4
+    if [[ $(uname -r) != 6.1.* && -z $old ]]; then # from 6.4
         others=(nf_confirm nf_hook_run_bpf)
         ip netns exec client vm_helper bpf 2 1 0 >"$out/bpf" &
         until [ -s "$out/bpf" ]; do pause 0.1; done
@@ -72,7 +72,7 @@ full() { # PACKETS: no room for more connections
     vm_helper arptables accept
     full 1
     # Each of them is traced within a second and what it takes to attach, under emulation longer.
-    wait_for 20 /sys/kernel/tracing/enabled_functions ipv4_conntrack_in ipv6_conntrack_in ip_vs_in_hook arpt_do_table \
+    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions ipv4_conntrack_in ipv6_conntrack_in ip_vs_in_hook arpt_do_table \
         "${others[@]}"
     pause 0.2
     mark known

@@ -17,20 +17,6 @@ cat /proc/modules >"$out/modules.before"
 trace run --dst "$ranges"
 cat /proc/modules >"$out/modules.started"
 
-# traced FUNCTION...: 2 s after all of them are, when the rules have been read, too. Waits for 10 s at most for each: the
-# tracer looks for modules once a second, and then takes its time.
-traced() {
-    local function i
-    for function; do
-        for ((i = 0; i < 50; i++)); do
-            ! grep -q "^$function " /sys/kernel/tracing/enabled_functions || continue 2
-            pause 0.2
-        done
-        echo "$function is not traced" >&2
-    done
-    pause 2
-}
-
 iptables-legacy -A INPUT -p udp --dport 7301 -j DROP
 ip6tables-legacy -A INPUT -p udp --dport 7301 -j REJECT
 iptables-legacy -t raw -A PREROUTING -p udp --dport 7302 -j DROP

@@ -148,16 +148,17 @@ NFT
     packets 7931
     step delete-table /tmp/rulewriter delete table inet written
 
-    # A table that goes with the process that owns it.
-    mkfifo /tmp/commands
-    {
-        echo 'add table inet owned { flags owner; }'
-        echo 'add chain inet owned input { type filter hook input priority 30; }'
-        echo 'add rule inet owned input udp dport 7936 drop'
-        pause 3
-    } >/tmp/commands &
-    input=/tmp/commands step owner /tmp/rulewriter -i
-    pause 2
+    if [ -z "$old" ]; then # A table that goes with the process that owns it (5.12).
+        mkfifo /tmp/commands
+        {
+            echo 'add table inet owned { flags owner; }'
+            echo 'add chain inet owned input { type filter hook input priority 30; }'
+            echo 'add rule inet owned input udp dport 7936 drop'
+            pause 3
+        } >/tmp/commands &
+        input=/tmp/commands step owner /tmp/rulewriter -i
+        pause 2
+    fi
 
     # One process, many changes, one after the other.
     mark burst.begin
