@@ -774,8 +774,10 @@ Capabilities Tracer::capabilities() const {
         if (!problem.empty())
             return {Exactness::unavailable, problem};
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact,
-                    state_->on_kprobes() ? "with kprobes: this kernel's modules have no type information" : ""};
+            return {Exactness::exact, state_->on_kprobes()
+                                          ? "with kprobes, since this kernel's modules have no type information: "
+                                            "functions at hooks and queues are not told"
+                                          : ""};
         if (!state_->problem.empty())
             return {Exactness::unavailable, state_->problem};
         if (!module_is_loaded(module))

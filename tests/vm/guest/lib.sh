@@ -7,8 +7,7 @@ set -eum # m: jobs of their own process group, so that SIGINT is not ignored in 
 out=/out/$SCENARIO
 # Linux 5.10, where tsdroptrace uses kprobes, and does not follow everything.
 # shellcheck disable=SC2034
-old=''
-[[ $(uname -r) != 5.10.* ]] || old=yes
+case $(uname -r) in 5.10.*) old=yes ;; *) old='' ;; esac
 mkdir -p "$out"
 # What was done when, for whoever looks into a failure.
 exec {BASH_XTRACEFD}>"$out/steps"
