@@ -297,7 +297,16 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 }
 
 #ifdef TSDT_KPROBES
-const volatile __u64 nf_hook_slow_at, nf_hook_slow_size; // for kernels that print no symbols from BPF
+// 5.10 prints no symbols from BPF. Size 0: not known.
+struct code {
+	__u64 at, size;
+};
+const volatile struct code code_of_nf_hook_slow, code_of_nf_queue, code_of_nf_reinject;
+
+static __always_inline bool lies_in(u64 location, const volatile struct code *code)
+{
+	return location - code->at < code->size;
+}
 #endif
 
 VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
@@ -310,8 +319,12 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 	if (!scratch)
 		return place;
 #ifdef TSDT_KPROBES
-	if (location - nf_hook_slow_at < nf_hook_slow_size)
+	if (lies_in(location, &code_of_nf_hook_slow))
 		place = PLACE_NF_HOOK_SLOW;
+	else if (lies_in(location, &code_of_nf_queue))
+		place = PLACE_NF_QUEUE;
+	else if (lies_in(location, &code_of_nf_reinject))
+		place = PLACE_REINJECT;
 #endif
 	compat_symbol(scratch->symbol, sizeof(scratch->symbol), location);
 	if (begins_with(scratch->symbol, "nft_do_chain+", 13))
@@ -460,6 +473,8 @@ VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdic
 // Functions at hooks that have no rules, and packets that are queued for programs in userspace, are not followed.
 static __always_inline const struct verdict *attribute_queued(struct scratch *scratch, struct sk_buff *skb, u64 address)
 {
+	scratch->drop.key.source = TSDT_SOURCE_NETFILTER;
+	scratch->drop.key.unknown = TSDT_UNKNOWN_QUEUE;
 	return NULL;
 }
 static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)

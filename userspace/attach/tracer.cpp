@@ -267,7 +267,7 @@ struct Tracer::State {
 // no use any more.
 void Tracer::State::find_symbols(const BpfObject& object) {
     const auto functions = object.functions();
-    std::set<std::string, std::less<>> wanted{"nf_hook_slow", "__per_cpu_offset"};
+    std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
     wanted.insert(functions.begin(), functions.end());
     auto now = tsdroptrace::find_symbols(wanted);
     std::erase_if(links, [&](const auto& link) {
@@ -510,10 +510,14 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("pool_chunks", pool_chunks(cpus));
     if (!on_kprobes())
         return;
+    for (const std::string_view function : {"nf_hook_slow", "nf_queue", "nf_reinject"}) {
+        const auto symbol = symbols.find(function);
+        if (symbol != symbols.end())
+            object.set_constant(fmt::format("code_of_{}", function),
+                                std::array<std::uint64_t, 2>{symbol->second.address, symbol->second.size});
+    }
     const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
     object.set_constant("table_is_first", kernel >= KernelVersion{5, 16});
-    object.set_constant("nf_hook_slow_at", nf_hook_slow.address);
-    object.set_constant("nf_hook_slow_size", nf_hook_slow.size);
     object.set_constant("per_cpu_offset_at", per_cpu_offset.address);
     if (!nf_hook_slow.size || (cpus > 1 && !per_cpu_offset.address))
         problem = "/proc/kallsyms does not say where nf_hook_slow and __per_cpu_offset are: needs CAP_SYSLOG";
