@@ -383,6 +383,15 @@ Tracer::State::Object Tracer::State::open() {
     return Object(tsdroptrace_bpf::open(&options));
 }
 
+// Creates the map of an object's variables, which are all zero: libbpf would copy these megabytes of zeros into it.
+int create_variables(const tsdroptrace_bpf& object) {
+    LIBBPF_OPTS(bpf_map_create_opts, options);
+    options.map_flags = BPF_F_MMAPABLE;
+    const Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "tsdroptr.bss", sizeof(std::uint32_t),
+                                bpf_map__value_size(object.maps.bss), 1, &options));
+    return map ? bpf_map__reuse_fd(object.maps.bss, map.get()) : -errno; // which keeps a descriptor of its own
+}
+
 int Tracer::State::share_maps(tsdroptrace_bpf& object) const {
     bpf_map* map;
     bpf_object__for_each_map (map, object.obj) {
@@ -592,9 +601,8 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
                                   !attached.contains(bpf_program__section_name(object->progs.on_sched_migrate_task)));
     bpf_program__set_autoload(object->progs.on_module_load, objects.empty()); // not there: no module can come
 
-    if (!objects.empty())
-        if (const int error = share_maps(*object))
-            return error;
+    if (const int error = objects.empty() ? create_variables(*object) : share_maps(*object))
+        return error;
     if (const int error = tsdroptrace_bpf::load(object.get()))
         return error;
     if (objects.empty())
