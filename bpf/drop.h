@@ -297,15 +297,12 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 }
 
 #ifdef TSDT_KPROBES
-// 5.10 prints no symbols from BPF. Size 0: not known.
-struct code {
-	__u64 at, size;
-};
-const volatile struct code code_of_nf_hook_slow, code_of_nf_queue, code_of_nf_reinject;
+// 5.10 prints no symbols from BPF. Address and size; a size of 0: not known.
+const volatile __u64 code_of_nf_hook_slow[2], code_of_nf_queue[2], code_of_nf_reinject[2];
 
-static __always_inline bool lies_in(u64 location, const volatile struct code *code)
+static __always_inline bool lies_in(u64 location, const volatile __u64 *code)
 {
-	return location - code->at < code->size;
+	return location - code[0] < code[1];
 }
 #endif
 
@@ -319,11 +316,11 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 	if (!scratch)
 		return place;
 #ifdef TSDT_KPROBES
-	if (lies_in(location, &code_of_nf_hook_slow))
+	if (lies_in(location, code_of_nf_hook_slow))
 		place = PLACE_NF_HOOK_SLOW;
-	else if (lies_in(location, &code_of_nf_queue))
+	else if (lies_in(location, code_of_nf_queue))
 		place = PLACE_NF_QUEUE;
-	else if (lies_in(location, &code_of_nf_reinject))
+	else if (lies_in(location, code_of_nf_reinject))
 		place = PLACE_REINJECT;
 #endif
 	compat_symbol(scratch->symbol, sizeof(scratch->symbol), location);

@@ -57,12 +57,17 @@ static __always_inline u64 caller_of(const struct hook_search *search, u64 locat
 	return 0;
 }
 
-static __always_inline u32 hook_of_caller(struct hook_search *search)
+// NFPROTO_* << 8 | hook for which search->caller calls nf_hook_slow, 0 when that is not known.
+__noinline int hook_of_caller(u32 which)
 {
-	u64 *address = &search->caller;
-	u32 *known = bpf_map_lookup_elem(&hook_calls, address);
-	u32 hook = 0;
+	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &which);
+	u32 *known, hook = 0;
+	u64 *address;
 
+	if (!search)
+		return 0;
+	address = &search->caller;
+	known = bpf_map_lookup_elem(&hook_calls, address);
 	if (known)
 		return *known;
 	__builtin_memset(&search->name, 0, sizeof(search->name));
@@ -88,11 +93,11 @@ __noinline int find_hook(u32 which, u64 location)
 	if (!search)
 		return 0;
 	search->caller = caller_of(search, location, 0);
-	hook = hook_of_caller(search);
+	hook = hook_of_caller(which);
 	if (!hook) {
 		search->caller = caller_of(search, location, 1);
 		if (begins_with(search->symbol, "nf_hook_slow_list+", 18))
-			hook = hook_of_caller(search);
+			hook = hook_of_caller(which);
 	}
 	return hook;
 }

@@ -148,7 +148,9 @@ extern const struct rq runqueues __ksym; // any per-CPU variable will do
 
 static __always_inline u64 this_cpu_offset(void)
 {
-	return (u64)bpf_this_cpu_ptr(&runqueues) - (u64)&runqueues;
+	const struct rq *per_cpu = KERNEL_VARIABLE(runqueues);
+
+	return (u64)bpf_this_cpu_ptr(per_cpu) - (u64)per_cpu;
 }
 #endif
 
@@ -507,12 +509,16 @@ static long compare_chunk(u32 index, struct comparison *comparison)
 #endif
 
 // The jumps that led to the chain are still in the table's jump stack of that CPU, until the next traversal.
-static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
+VERIFIED_ONCE int read_jumpstack(struct claim *claim, u32 cpu)
 {
-	struct xt_table_info *private = (struct xt_table_info *)claim->private;
-	void ***jumpstacks = BPF_CORE_READ(private, jumpstack);
+	struct xt_table_info *private;
+	void ***jumpstacks;
 	void **jumpstack = NULL;
 
+	if (!traces_legacy || !claim)
+		return 0;
+	private = (struct xt_table_info *)claim->private;
+	jumpstacks = BPF_CORE_READ(private, jumpstack);
 	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
 	if (jumpstacks)
 		bpf_probe_read_kernel(&jumpstack, sizeof(jumpstack), &jumpstacks[cpu]);
@@ -521,6 +527,7 @@ static __always_inline void read_jumpstack(struct claim *claim, u32 cpu)
 	if (jumpstack)
 		bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
 	claim->has_jumpstack = 1;
+	return 0;
 }
 
 static __always_inline void begin_claim(struct claim *claim, u64 table, u64 state)
@@ -825,25 +832,39 @@ VERIFIED_ONCE int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u3
 	}
 }
 
-static long find_traversal(u32 cpu, struct draft **context)
+// Takes the claim that was made for the packet when it was interrupted, if it is the one at `index`.
+VERIFIED_ONCE int find_interrupted(struct draft *draft, u32 cpu, u32 index)
+{
+	struct claim *other = &traversals_of(cpu)->interrupted[index % INTERRUPTED];
+	struct claim *claim;
+
+	if (!draft)
+		return 0;
+	claim = &draft->claim;
+	if (other->skb != claim->skb || other->fingerprint != claim->fingerprint ||
+	    (claim->table && other->table != claim->table))
+		return 0;
+	if (!draft->search.found++) {
+		*claim = *other;
+		draft->search.cpu = cpu;
+	}
+	other->skb = 0;
+	return 0;
+}
+
+// Looks for the packet's traversal on one CPU.
+VERIFIED_ONCE int find_traversal(struct draft *draft, u32 cpu)
 {
 	struct traversals *there = traversals_of(cpu);
-	struct draft *draft = *context;
-	struct traversal_search *search = &draft->search;
-	struct claim *claim = &draft->claim;
+	struct traversal_search *search;
+	struct claim *claim;
 
-	for (u32 i = 0; i < INTERRUPTED; i++) {
-		struct claim *other = &there->interrupted[i];
-
-		if (other->skb != claim->skb || other->fingerprint != claim->fingerprint ||
-		    (claim->table && other->table != claim->table))
-			continue;
-		if (!search->found++) {
-			*claim = *other;
-			search->cpu = cpu;
-		}
-		other->skb = 0;
-	}
+	if (!draft)
+		return 0;
+	search = &draft->search;
+	claim = &draft->claim;
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		find_interrupted(draft, cpu, i);
 	if (there->skb != claim->skb || (claim->table && there->table != claim->table))
 		return 0;
 	there->skb = 0;
@@ -851,6 +872,12 @@ static long find_traversal(u32 cpu, struct draft **context)
 		begin_claim(claim, there->table, there->state);
 		search->cpu = cpu;
 	}
+	return 0;
+}
+
+static long find_traversal_on(u32 cpu, struct draft **draft)
+{
+	find_traversal(*draft, cpu);
 	return 0;
 }
 
@@ -865,16 +892,21 @@ static __always_inline bool may_have_moved(void)
 
 // The packet has ended its traversal on this CPU without a mark there: it was interrupted or moved, or the kernel had
 // not run table_begin for it.
-static __noinline int claim_late(struct draft *draft, struct sk_buff *skb, u32 cpu)
+VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu)
 {
-	struct traversal_search *search = &draft->search;
 	struct traversals *here = traversals_of(cpu);
-	struct claim *claim = &draft->claim;
-	u64 table = claim->table;
+	struct traversal_search *search;
+	struct claim *claim;
+	u64 table;
 
-	claim->fingerprint = fingerprint_of(skb);
+	if (!draft)
+		return 0;
+	search = &draft->search;
+	claim = &draft->claim;
+	table = claim->table;
+	claim->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	search->found = 0;
-	compat_search_all_cpus(cpus, find_traversal, &draft);
+	compat_search_all_cpus(cpus, find_traversal_on, &draft);
 	if (!search->found && !here->skb && !is_any_open(cpu) && !may_have_moved()) {
 		begin_claim(claim, table, 0);
 		claim_counter(claim, cpu);
@@ -918,7 +950,7 @@ __noinline int table_dropped(u64 table_address, u64 address, u64 state_address, 
 		claim_counter(claim, cpu);
 		read_jumpstack(claim, cpu);
 	} else {
-		claim_late(draft, skb, cpu);
+		claim_late(draft, address, cpu);
 	}
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
@@ -943,7 +975,7 @@ __noinline int table_dropped_unseen(u64 skb, u32 emitter)
 	claim->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	claim->table = 0;
 	draft->search.found = 0;
-	find_traversal(cpu, &draft);
+	find_traversal(draft, cpu);
 	if (draft->search.found != 1)
 		return 0;
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {

@@ -5,6 +5,7 @@
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
 //   vm_helper arptables drop|accept                   the policy of INPUT in the legacy table of ARP
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
+//   vm_helper forget                                  conntrack's connections of this network namespace
 //
 // The first two say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
@@ -23,6 +24,7 @@
 #include <linux/ip_vs.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netfilter/nfnetlink_queue.h>
 #include <linux/netfilter_arp/arp_tables.h>
 #include <linux/netlink.h>
@@ -195,6 +197,27 @@ void add_ipvs_service(const char* address, std::uint16_t port) {
         fail("IP_VS_SO_SET_ADD");
 }
 
+void forget_connections() {
+    struct {
+        nlmsghdr head;
+        nfgenmsg family;
+    } request{};
+    request.head.nlmsg_len = sizeof(request);
+    request.head.nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE; // of which nothing is said: all
+    request.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+    struct {
+        nlmsghdr head;
+        nlmsgerr error;
+    } answer{};
+    const int netlink = socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER);
+    if (netlink < 0 || send(netlink, &request, sizeof(request), 0) < 0 || recv(netlink, &answer, sizeof(answer), 0) < 0)
+        fail("netlink");
+    close(netlink);
+    errno = -answer.error.error;
+    if (errno != 0)
+        fail("conntrack");
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -207,6 +230,10 @@ int main(int count, char** arguments) {
         drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
     if (what == "arptables" && count == 3) {
         set_arp_policy(std::string(arguments[2]) == "drop");
+        return 0;
+    }
+    if (what == "forget") {
+        forget_connections();
         return 0;
     }
     if (what == "ipvs" && count == 4) {

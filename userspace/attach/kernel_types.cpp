@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "attach/kernel_types.h"
 
+#include <bitset>
 #include <cerrno>
 #include <cstring>
 
@@ -70,8 +71,35 @@ bool of_interest(std::string_view module) {
 
 } // namespace
 
+namespace {
+
+// A set of names that is asked for a hundred thousand others: most of them differ in how they begin.
+class NameSet {
+public:
+    explicit NameSet(const KernelTypes::Names& names) : names_(names.begin(), names.end()) {
+        for (const std::string_view name : names_)
+            beginnings_.set(beginning(name.data()));
+    }
+    // The name as it is in the set; nullptr when it is not. `name` ends with a zero.
+    const std::string_view* find(const char* name) const {
+        if (!beginnings_.test(beginning(name)))
+            return nullptr;
+        const auto found = names_.find(name);
+        return found == names_.end() ? nullptr : &*found;
+    }
+
+private:
+    static std::size_t beginning(const char* name) { // no name is empty
+        return static_cast<unsigned char>(name[0]) << 8 | static_cast<unsigned char>(name[1]);
+    }
+    std::unordered_set<std::string_view> names_;
+    std::bitset<1 << 16> beginnings_;
+};
+
+} // namespace
+
 struct KernelTypes::Search {
-    std::unordered_set<std::string_view> functions, types;
+    NameSet functions, types;
     std::unordered_set<std::string_view> found; // of types, in vmlinux: as libbpf, modules are not asked for these
     TypeExcerpt excerpt;
     bool excerpt_complete = true;
@@ -87,18 +115,17 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
         const char* name = btf__name_by_offset(types, type->name_off);
         if (!name || !*name)
             continue;
-        const std::string_view known = name;
         if (is_function) {
-            if (search.functions.contains(known))
+            if (search.functions.find(name))
                 functions_.try_emplace(name, FunctionId{btf_object, id});
             continue;
         }
-        if (btf_is_enum(type) && known.ends_with("_drop_reason"))
+        if (btf_is_enum(type) && std::string_view(name).ends_with("_drop_reason"))
             add_reasons(types, type, names_);
-        else if (btf_is_enum(type) && known == "bpf_func_id")
+        else if (btf_is_enum(type) && std::string_view(name) == "bpf_func_id")
             has_bpf_loop_ = has_value(types, type, "BPF_FUNC_loop");
-        const auto wanted = search.types.find(known);
-        if (wanted == search.types.end() || (btf_object && search.found.contains(*wanted)))
+        const std::string_view* wanted = search.types.find(name);
+        if (!wanted || (btf_object && search.found.contains(*wanted)))
             continue;
         if (!btf_object)
             search.found.insert(*wanted);
@@ -110,9 +137,7 @@ KernelTypes::KernelTypes(const Names& functions, const Names& types, const Names
     const Btf vmlinux(btf__load_vmlinux_btf());
     if (!vmlinux)
         return;
-    Search search;
-    search.functions.insert(functions.begin(), functions.end());
-    search.types.insert(types.begin(), types.end());
+    Search search{NameSet(functions), NameSet(types), {}, {}};
     read(search, vmlinux.get(), 1, 0);
     if (!has_bpf_loop_)
         lays_out_like_5_10_ = sizes_are_those_of_5_10(vmlinux.get());

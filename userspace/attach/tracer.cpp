@@ -319,6 +319,16 @@ BpfObject Tracer::State::open() const {
     return BpfObject::open(kind, path ? path->c_str() : nullptr);
 }
 
+// Creates the map of an object's variables, which are all zero: libbpf would copy these megabytes of zeros into it.
+int create_variables(const BpfObject& object) {
+    bpf_map* variables = object.map(".bss");
+    LIBBPF_OPTS(bpf_map_create_opts, options);
+    options.map_flags = BPF_F_MMAPABLE;
+    const Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "tsdroptr.bss", sizeof(std::uint32_t),
+                                bpf_map__value_size(variables), 1, &options));
+    return map ? bpf_map__reuse_fd(variables, map.get()) : -errno; // which keeps a descriptor of its own
+}
+
 int Tracer::State::share_maps(const BpfObject& object) const {
     const bpf_map *bss = object.map(".bss"), *emit_call = object.map("emit_call");
     bpf_map* map;
@@ -570,9 +580,8 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
 
-    if (!objects.empty())
-        if (const int error = share_maps(object))
-            return error;
+    if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
+        return error;
     if (const int error = object.load())
         return error;
     if (objects.empty()) {

@@ -2,6 +2,7 @@
 #include "resolve_rule/live_snapshots.h"
 
 #include <algorithm>
+#include <chrono>
 #include <thread>
 
 #include <spdlog/spdlog.h>
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int max_attempts = 3;
 constexpr std::size_t max_logged = 256;
+constexpr std::chrono::seconds longest_pause{3};
 
 std::size_t count_rules(const std::shared_ptr<const Snapshot>& snapshot) {
     std::size_t count = 0;
@@ -94,7 +96,7 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
         }
     }
     auto end = Clock::now();
-    ruleset.not_again_until = end + 3 * (end - begin);
+    ruleset.not_again_until = end + std::min<Clock::duration>(3 * (end - begin), longest_pause);
     return answer ? answer : ruleset.newest;
 }
 

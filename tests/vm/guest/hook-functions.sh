@@ -43,6 +43,10 @@ counters() {
 # Whoever has to ask for an address first may find conntrack's table with room again.
 ip netns exec provider ping -q -c 1 -W 5 $vm4 >"$out/ping.log"
 ip netns exec provider ping -q -c 1 -W 5 $vm6 >>"$out/ping.log"
+# Where the table is full, conntrack makes room if another connection is near: only few are to be there, far apart.
+modprobe nf_conntrack_netlink
+vm_helper forget
+echo 262144 >/sys/module/nf_conntrack/parameters/hashsize
 trace run --all --record "$out/recording"
 traced before
 counters start

@@ -12,8 +12,8 @@ echo "$$ $(</proc/$$/comm)" >"$out/parent"
 cp "$(command -v nft)" /tmp/rulewriter # a name that only this scenario has
 
 # step NAME COMMAND...: as one process, standard input from the file $input; then waits until it has been told, or (NAME
-# ends in -untold) for long enough to be told, unless $next_at_once.
-input=/dev/null next_at_once=''
+# ends in -untold) for long enough to be told.
+input=/dev/null
 step() {
     local name=$1 before after=0 begin=$EPOCHREALTIME end command=$2 pid
     shift 2
@@ -24,7 +24,7 @@ step() {
     echo "$name $pid ${command##*/} $begin" >>"$out/changes"
     wait "$pid"
     if [[ $name == *-untold ]]; then
-        [ -n "$next_at_once" ] || pause 1.9
+        pause 1.9
         return
     fi
     # Reading may be put off: it takes no more than a quarter of the time, and a busy host makes it slow.
@@ -51,9 +51,9 @@ legacy() {
     packets 7900 7901
     step accept-above iptables-legacy -I INPUT 1 -p udp --dport 7902 -j ACCEPT
     packets 7900 7901
-    next_at_once=yes step zero-untold iptables-legacy -Z
+    step zero-untold iptables-legacy -Z
     iptables-legacy-save -c >/tmp/saved
-    input=/tmp/saved next_at_once=yes step same-again-untold iptables-legacy-restore -c
+    input=/tmp/saved step same-again-untold iptables-legacy-restore -c
     step list-untold iptables-legacy -L -n -v
     step replace iptables-legacy -R INPUT 2 -p udp --dport 7903 -j REJECT
     packets 7901 7903
@@ -115,7 +115,7 @@ NFT
     packets 7910 7911
     step accept-above iptables-nft -I INPUT 1 -p udp --dport 7912 -j ACCEPT
     packets 7910 7911
-    next_at_once=yes step zero-untold iptables-nft -Z
+    step zero-untold iptables-nft -Z
     step list-untold iptables-nft -L -n -v
     step replace iptables-nft -R INPUT 2 -p udp --dport 7913 -j REJECT
     packets 7911 7913
@@ -135,8 +135,8 @@ table inet written {
 NFT
     step table /tmp/rulewriter -f /tmp/rules
     packets 7930 7931 7932 7933
-    next_at_once=yes step element-untold /tmp/rulewriter add element inet changing blocked '{ 192.0.2.1 }'
-    next_at_once=yes step reset-untold /tmp/rulewriter reset counters
+    step element-untold /tmp/rulewriter add element inet changing blocked '{ 192.0.2.1 }'
+    step reset-untold /tmp/rulewriter reset counters
     step empty-untold /tmp/rulewriter list ruleset
     step insert /tmp/rulewriter insert rule inet written input udp dport 7935 accept
     packets 7931
