@@ -19,15 +19,17 @@ static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 {
 	u64 frame = frame_at_return(ctx);
 	struct call *known = bpf_map_lookup_elem(&calls, &frame), call = {};
+	struct sock *sk;
 
 	if (known) {
 		call = *known;
+		sk = (struct sock *)call.argument[0];
 		bpf_map_delete_elem(&calls, &frame);
 		if (!(s32)PT_REGS_RC(ctx)) {
 			if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
 				tell_change(tells, which, (struct net *)call.argument[0]);
 			else if ((s32)call.argument[1] == SET_REPLACE) // struct sock *, int command
-				tell_change(tells, which, SOCKET_NET((struct sock *)call.argument[0]));
+				tell_change(tells, which, SOCKET_NET(sk));
 		}
 	}
 	__sync_fetch_and_add(&generations[which], 1);
