@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "packets.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <iterator>
 #include <thread>
 
@@ -94,8 +96,30 @@ void Packets::send_one() {
         fail("cannot send: {}", std::strerror(errno));
 }
 
-void settle() {
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+double settle() {
+    constexpr auto pause = std::chrono::milliseconds(300);
+    // /proc/stat: "cpu  user nice system idle iowait irq softirq steal", in ticks
+    const auto ticks = [] {
+        std::ifstream file("/proc/stat");
+        std::string cpu;
+        std::array<long, 8> spent{};
+        file >> cpu;
+        for (long& each : spent)
+            file >> each;
+        return spent;
+    };
+    const auto begin = Clock::now();
+    for (auto before = ticks();;) {
+        std::this_thread::sleep_for(pause);
+        const auto now = ticks();
+        long idle = now[3] - before[3] + now[4] - before[4], all = 0;
+        for (std::size_t i = 0; i < now.size(); ++i)
+            all += now[i] - before[i];
+        const auto passed = Clock::now() - begin;
+        if (idle * 20 >= all * 19 || passed > std::chrono::minutes(1))
+            return std::max(std::chrono::duration<double>(passed - pause).count(), 0.0);
+        before = now;
+    }
 }
 
 std::string grouped(double value) {

@@ -28,8 +28,9 @@ private:
     tsdroptrace::Fd receiver_, sender_;
 };
 
-// What a tracer does after it has been attached or detached (freeing, reading the ruleset) is over after this.
-void settle();
+// What a tracer does after it has been attached or detached (freeing, reading the ruleset) is over after this: the
+// machine has had nothing to do for a while. Returns how many seconds it was busy, at most a minute: some never rest.
+double settle();
 
 // "12,345"
 std::string grouped(double value);
