@@ -15,7 +15,7 @@ namespace tsdroptrace {
 
 struct ChildLimits {
     std::chrono::milliseconds time{6000}; // long: the machine may be busy, or the ruleset large
-    std::size_t output = 16u << 20; // bytes of standard output
+    std::size_t output = 16u << 20;       // bytes of standard output
 };
 
 struct ChildOutput {
