@@ -239,6 +239,19 @@ static __always_inline void read_arp(struct tsdt_drop *drop, const struct window
 	drop->is_arp = 1;
 }
 
+#ifdef TSDT_KPROBES
+// 5.10 does not say what a packet is that a process has written header and all, until it is past OUTPUT: the family of
+// its socket does.
+static __always_inline u16 ethertype_of_socket(struct sk_buff *skb)
+{
+	enum { AF_INET = 2, AF_INET6 = 10 };
+	struct sock *sk = BPF_CORE_READ(skb, sk);
+	u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+
+	return family == AF_INET ? ETH_P_IP : family == AF_INET6 ? ETH_P_IPV6 : 0;
+}
+#endif
+
 // Fills in what the packet itself says; family stays 0 when it is not an IP packet whose header can be read.
 VERIFIED_ONCE int read_packet(struct tsdt_drop *drop, u64 skb_address)
 {
@@ -254,6 +267,10 @@ VERIFIED_ONCE int read_packet(struct tsdt_drop *drop, u64 skb_address)
 	drop->mark = BPF_CORE_READ(skb, mark);
 	drop->received = BPF_CORE_READ(skb, skb_iif) != 0;
 	drop->ctinfo = nfct & ~7UL ? nfct & 7 : 0xff; // NFCT_PTRMASK
+#ifdef TSDT_KPROBES
+	if (!drop->ethertype)
+		drop->ethertype = ethertype_of_socket(skb);
+#endif
 	window.at = find_ip_header(skb, &window, drop);
 	if (window.at && drop->ethertype == ETH_P_ARP)
 		read_arp(drop, &window);

@@ -116,7 +116,7 @@ double settle() {
         for (std::size_t i = 0; i < now.size(); ++i)
             all += now[i] - before[i];
         const auto passed = Clock::now() - begin;
-        if (idle * 20 >= all * 19 || passed > std::chrono::minutes(1))
+        if (idle * 20 >= all * 19 || passed > std::chrono::seconds(10))
             return std::max(std::chrono::duration<double>(passed - pause).count(), 0.0);
         before = now;
     }

@@ -29,7 +29,7 @@ private:
 };
 
 // What a tracer does after it has been attached or detached (freeing, reading the ruleset) is over after this: the
-// machine has had nothing to do for a while. Returns how many seconds it was busy, at most a minute: some never rest.
+// machine has had nothing to do for a while. Returns how many seconds it was busy, at most 10: some never rest.
 double settle();
 
 // "12,345"
