@@ -87,6 +87,7 @@ struct claim {
 	u32 moved;   // counters
 	u32 unknown; // enum tsdt_unknown: why there is no rule
 	u32 has_jumpstack;
+	u64 interrupted_ns;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
 
@@ -95,10 +96,13 @@ struct claim {
 #define INTERRUPTED 8
 struct traversals {
 	// The newest traversal under way.
-	u64 skb;   // 0: none
+	u64 skb;   // 0: none, MARK_ENDING: none, and a dropped packet's end is being looked at
 	u64 table; // struct xt_table *
 	u64 state; // struct nf_hook_state *
 	u64 interruptions; // ever
+	// While table_end is at work for one packet, the kernel does not run it for another one on this CPU. By family.
+	u8 ending[FAMILIES];
+	u64 unended; // skb of the newest traversal, if it is a softirq's that has begun meanwhile: it ends first
 	// The tables whose shadow holds, each in the place that its address gives.
 	struct {
 		u64 table;
@@ -107,12 +111,19 @@ struct traversals {
 	// The traversals under way that the newest one interrupts.
 	struct claim interrupted[INTERRUPTED];
 };
+#define MARK_ENDING 1
 // A global array for the same reason as the trails of nf_tables.
 static struct traversals traversals[TSDT_MAX_CPUS];
 
 static __always_inline struct traversals *traversals_of(u32 cpu)
 {
 	return &traversals[cpu & (TSDT_MAX_CPUS - 1)];
+}
+
+// What stands where no traversal is under way.
+static __always_inline u64 no_mark(const struct traversals *here)
+{
+	return here->ending[FAMILY_IPV4] | here->ending[FAMILY_IPV6] ? MARK_ENDING : 0;
 }
 
 static __always_inline u32 taken_place(u64 table)
@@ -596,13 +607,16 @@ struct {
 	__type(value, struct draft);
 } drafts SEC(".maps");
 
-// Whether a traversal on this CPU was interrupted before its counter moved, and has not ended.
+// Whether a traversal on this CPU was interrupted before its counter moved, and has not ended. The end of one in some
+// millions is not seen: that must not stay for ever.
 __noinline int is_any_open(u32 cpu)
 {
 	const struct traversals *here = traversals_of(cpu);
+	u64 now = bpf_ktime_get_ns();
 
 	for (u32 i = 0; i < INTERRUPTED; i++)
-		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER)
+		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER &&
+		    now - here->interrupted[i].interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
 			return 1;
 	return 0;
 }
@@ -618,9 +632,10 @@ __noinline int interrupt(u32 cpu)
 
 	if (!traces_legacy)
 		return 0;
-	here->skb = 0;
+	here->skb = no_mark(here);
 	other->skb = 0;
 	any_open = is_any_open(cpu);
+	other->interrupted_ns = bpf_ktime_get_ns();
 	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu);
@@ -629,6 +644,8 @@ __noinline int interrupt(u32 cpu)
 		other->has_jumpstack = 0;
 	if (other->moved && any_open)
 		other->unknown = TSDT_UNKNOWN_MANY_COUNTERS;
+	if (skb == here->unended && !other->moved)
+		return 0; // it has ended
 	other->skb = skb;
 	here->interruptions++;
 	return 0;
@@ -646,29 +663,31 @@ __noinline int forget(u64 skb)
 }
 
 // Not inlined, so that the way of most packets stays short.
-static __noinline int begin_interrupting(u64 table, u64 skb, u64 state, u32 family)
+static __noinline int begin_interrupting(void *ctx, u64 *argument, u32 family)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct traversals *here = traversals_of(cpu);
+	u64 table = argument[0], skb = argument[1], state = argument[2];
 
-	if (here->skb != skb)
+	if (here->skb != skb && here->skb != MARK_ENDING)
 		interrupt(cpu);
+	here->unended = no_mark(here) && !compat_in_task(ctx) ? skb : 0;
 	here->skb = skb;
 	here->table = table;
 	here->state = state;
 	return take_shadow(table, family);
 }
 
-static __always_inline int table_begin(u64 *ctx, u32 family) // struct xt_table *table, skb, state
+static __always_inline int table_begin(void *ctx, u64 *argument, u32 family) // struct xt_table *table, skb, state
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
-	u64 table = ctx[0];
+	u64 table = argument[0];
 
 	if (here->skb)
-		return begin_interrupting(table, ctx[1], ctx[2], family);
-	here->skb = ctx[1];
+		return begin_interrupting(ctx, argument, family);
+	here->skb = argument[1];
 	here->table = table;
-	here->state = ctx[2];
+	here->state = argument[2];
 	if (here->taken[taken_place(table)].table == table &&
 	    here->taken[taken_place(table)].generation == generation(TSDT_GENERATION_X_TABLES))
 		return 0;
@@ -867,7 +886,7 @@ VERIFIED_ONCE int find_traversal(struct draft *draft, u32 cpu)
 		find_interrupted(draft, cpu, i);
 	if (there->skb != claim->skb || (claim->table && there->table != claim->table))
 		return 0;
-	there->skb = 0;
+	there->skb = no_mark(there);
 	if (!search->found++) {
 		begin_claim(claim, there->table, there->state);
 		search->cpu = cpu;
@@ -892,7 +911,7 @@ static __always_inline bool may_have_moved(void)
 
 // The packet has ended its traversal on this CPU without a mark there: it was interrupted or moved, or the kernel had
 // not run table_begin for it.
-VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu)
+VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 none_begun)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct traversal_search *search;
@@ -907,7 +926,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu)
 	claim->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	search->found = 0;
 	compat_search_all_cpus(cpus, find_traversal_on, &draft);
-	if (!search->found && !here->skb && !is_any_open(cpu) && !may_have_moved()) {
+	if (!search->found && none_begun && here->skb <= MARK_ENDING && !is_any_open(cpu) && !may_have_moved()) {
 		begin_claim(claim, table, 0);
 		claim_counter(claim, cpu);
 		return 0;
@@ -925,36 +944,48 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu)
 	return 0;
 }
 
-__noinline int table_dropped(u64 table_address, u64 address, u64 state_address, u32 family)
+static __always_inline int table_dropped_here(u64 table_address, u64 address, u64 state_address, u32 family, u64 mark)
 {
 	u32 cpu = bpf_get_smp_processor_id(), key = DRAFT_TABLE + family;
-	struct traversals *here = traversals_of(cpu);
 	struct sk_buff *skb = (struct sk_buff *)address;
 	struct verdict *waiting = bpf_map_lookup_elem(&verdicts, &address);
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 	struct nf_hook_state *state = (struct nf_hook_state *)state_address;
 	struct claim *claim;
-	bool ends_here = here->skb == address;
 
-	if (!traces_legacy)
-		return 0;
-	if (ends_here)
-		here->skb = 0;
 	// An extension target may have said so itself.
 	if (!draft || (waiting && waiting->table_address == table_address && is_about(waiting, skb)))
 		return 0;
 	claim = &draft->claim;
 	claim->skb = address;
 	begin_claim(claim, table_address, state_address);
-	if (ends_here) {
+	if (mark == address) {
 		claim_counter(claim, cpu);
 		read_jumpstack(claim, cpu);
 	} else {
-		claim_late(draft, address, cpu);
+		claim_late(draft, address, cpu, mark <= MARK_ENDING);
 	}
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
 	return table_verdict(key, address, state_address, family);
+}
+
+__noinline int table_dropped(u64 table, u64 skb, u64 state, u32 family)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	u64 mark = here->skb;
+
+	if (!traces_legacy || family >= FAMILIES)
+		return 0;
+	here->ending[family] = 1;
+	if (mark == skb || !mark)
+		here->skb = MARK_ENDING;
+	table_dropped_here(table, skb, state, family, mark);
+	here->ending[family] = 0;
+	if (here->skb == MARK_ENDING || here->skb == here->unended)
+		here->skb = no_mark(here);
+	here->unended = 0;
+	return 0;
 }
 
 // The packet dies as one that a table has dropped does, but table_end has left no verdict: the kernel had not run it,
@@ -1034,7 +1065,7 @@ static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 	call.argument[1] = table_is_first ? second : first;
 	call.argument[2] = table_is_first ? third : second;
 	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
-	return table_begin(call.argument, family);
+	return table_begin(ctx, call.argument, family);
 }
 
 static __always_inline int table_return(struct pt_regs *ctx, u32 family)
@@ -1059,7 +1090,7 @@ static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 	SEC("fentry/" #function)                                                                                  \
 	int function##_begin(u64 *ctx)                                                                            \
 	{                                                                                                         \
-		return table_begin(ctx, family);                                                                  \
+		return table_begin(ctx, ctx, family);                                                                  \
 	}                                                                                                         \
 	SEC("fexit/" #function)                                                                                   \
 	int function##_end(u64 *ctx)                                                                              \

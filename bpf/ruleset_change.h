@@ -88,7 +88,6 @@ static __always_inline int change_ends(u32 which)
 	return 0;
 }
 
-// The ends come first, so that they are attached first.
 SEC("fexit/nf_tables_commit")
 int BPF_PROG(nf_tables_commit_end, struct net *net, struct sk_buff *skb, int ret)
 {

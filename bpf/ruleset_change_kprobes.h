@@ -38,7 +38,6 @@ static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 	return 0;
 }
 
-// The ends come first, so that they are attached first.
 #define RULESET_CHANGE_ENDS(function, which, tells) \
 	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return call_ends(ctx, which, tells); }
 RULESET_CHANGE_ENDS(nf_tables_commit, TSDT_GENERATION_NF_TABLES, TSDT_RULESET_NF_TABLES)

@@ -25,6 +25,11 @@ std::string_view place_of(const bpf_program* program) {
     return section.substr(section.find('/') + 1);
 }
 
+bool is_at_end(const bpf_program* program) {
+    const std::string_view section = bpf_program__section_name(program);
+    return section.starts_with("fexit/") || section.starts_with("kretprobe/");
+}
+
 // libbpf would give the function's name, for which 5.10 goes through all of its symbols, several times.
 bpf_link* attach_kprobe(const bpf_program* program, std::uint64_t address, bool at_return) {
     perf_event_attr attributes{};
@@ -79,6 +84,9 @@ void attach_all(std::vector<Attachment>& attachments) {
     std::vector<std::vector<Attachment*>> places;
     for (auto& [name, all] : by_place)
         places.push_back(std::move(all));
+    // A function's end first: what has begun before both are there would never end.
+    for (auto& all : places)
+        std::ranges::stable_partition(all, [](const Attachment* attachment) { return is_at_end(attachment->program); });
 
     std::atomic<std::size_t> next = 0;
     const auto work = [&] {

@@ -292,7 +292,15 @@ nftables)
     ;;
 esac
 stat -Lc %i /run/netns/client >"$out/netns.client"
+# What passes while the tracer attaches, on both CPUs, must not disturb what it says afterwards.
+passing=()
+for _ in 1 2; do
+    /tests/send 10.0.0.1 1000000 6999 >/dev/null &
+    passing+=($!)
+done
 trace run --dst "$ranges" --record "$out/recording"
+kill "${passing[@]}"
+wait "${passing[@]}" || true
 
 incoming=$(seq 7001 7013)
 incoming+=" 7015 $(seq 7017 7027)"
