@@ -393,14 +393,17 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	return 0;
 }
 
+// The programs that compare: one may run on top of another, but none on top of itself.
+enum { READER_BEGIN = 0, READER_END = FAMILIES, READER_EMIT = 2 * FAMILIES, READERS = READER_EMIT + EMITTERS };
+
 struct comparison {
 	u32 first;
 	u32 count;
 	u32 cpu;
 	bool elsewhere; // not the CPU that this runs on
 	u32 moved;
+	u32 reader;
 	struct claim *claim;
-	struct chunk *chunk;
 };
 
 static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool elsewhere)
@@ -499,21 +502,53 @@ VERIFIED_ONCE int claim_candidate(struct candidate *watched, struct claim *claim
 	return 1;
 }
 
-static long compare_candidate(u32 index, struct comparison *comparison)
+// The kernel takes the counters of a table's rules, in their order, from pages of per-CPU memory: those of a chunk mostly
+// lie so close together that they are read at once. Only those that seem to have moved are then looked at one by one.
+#define SPAN 1024 // bytes
+struct span {
+	u64 counter[SPAN / sizeof(u64)];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, READERS);
+	__type(key, u32);
+	__type(value, struct span);
+} spans SEC(".maps");
+
+VERIFIED_ONCE int compare_candidates(struct chunk *chunk, struct claim *claim, u32 count, u32 reader)
 {
-	if (index < CHUNK)
-		comparison->moved += claim_candidate(&comparison->chunk->candidate[index], comparison->claim);
-	return 0;
+	struct span *span = bpf_map_lookup_elem(&spans, &reader);
+	u64 base, size;
+	u32 moved = 0;
+
+	if (!chunk || !claim || !span || !count)
+		return 0;
+	if (count > CHUNK)
+		count = CHUNK;
+	base = chunk->candidate[0].counter;
+	size = chunk->candidate[(count - 1) % CHUNK].counter - base + sizeof(u64);
+	if (size > SPAN)
+		size = SPAN;
+	if (bpf_probe_read_kernel(span, size, (void *)base))
+		size = 0;
+	for (u32 i = 0; i < CHUNK && i < count; i++) {
+		struct candidate *watched = &chunk->candidate[i];
+		u64 at = watched->counter - base;
+
+		if (at >= size || span->counter[at / sizeof(u64) % (SPAN / sizeof(u64))] != watched->pcnt)
+			moved += claim_candidate(watched, claim);
+	}
+	return moved;
 }
 
 static long compare_chunk(u32 index, struct comparison *comparison)
 {
-	u32 left = comparison->count - index * CHUNK;
+	struct chunk *chunk = map_lookup_on(&pool, comparison->first + index, comparison->cpu, comparison->elsewhere);
 
-	comparison->chunk = map_lookup_on(&pool, comparison->first + index, comparison->cpu, comparison->elsewhere);
-	if (!comparison->chunk)
+	if (!chunk)
 		return 1;
-	bpf_loop(left < CHUNK ? left : CHUNK, compare_candidate, comparison, 0);
+	comparison->moved += compare_candidates(chunk, comparison->claim, comparison->count - index * CHUNK, comparison->reader);
 	return 0;
 }
 #define compare_chunks(comparison, limit) bpf_loop(limit, compare_chunk, comparison, 0)
@@ -553,9 +588,9 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and takes note of all
 // that have. May be called for several CPUs in turn.
-VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu)
+VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 {
-	struct comparison comparison = {.cpu = cpu, .claim = claim};
+	struct comparison comparison = {.cpu = cpu, .claim = claim, .reader = reader};
 	struct table_slot *slot;
 	struct tables *tables;
 	struct xt_table *table;
@@ -623,7 +658,7 @@ __noinline int is_any_open(u32 cpu)
 
 // A packet begins a table while another one has not ended its own on this CPU: what has moved by now is the other's,
 // unless that is not the only one.
-__noinline int interrupt(u32 cpu)
+__noinline int interrupt(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct claim *other = &here->interrupted[here->interruptions % INTERRUPTED];
@@ -638,7 +673,7 @@ __noinline int interrupt(u32 cpu)
 	other->interrupted_ns = bpf_ktime_get_ns();
 	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	begin_claim(other, here->table, here->state);
-	claim_counter(other, cpu);
+	claim_counter(other, cpu, reader);
 	read_jumpstack(other, cpu);
 	if (compat_duplicating()) // whether `other` is the copy or what is copied, is not known
 		other->has_jumpstack = 0;
@@ -670,7 +705,7 @@ static __noinline int begin_interrupting(void *ctx, u64 *argument, u32 family)
 	u64 table = argument[0], skb = argument[1], state = argument[2];
 
 	if (here->skb != skb && here->skb != MARK_ENDING)
-		interrupt(cpu);
+		interrupt(cpu, READER_BEGIN + family);
 	here->unended = no_mark(here) && !compat_in_task(ctx) ? skb : 0;
 	here->skb = skb;
 	here->table = table;
@@ -911,7 +946,7 @@ static __always_inline bool may_have_moved(void)
 
 // The packet has ended its traversal on this CPU without a mark there: it was interrupted or moved, or the kernel had
 // not run table_begin for it.
-VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 none_begun)
+VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, u32 none_begun)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct traversal_search *search;
@@ -928,7 +963,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 none_beg
 	compat_search_all_cpus(cpus, find_traversal_on, &draft);
 	if (!search->found && none_begun && here->skb <= MARK_ENDING && !is_any_open(cpu) && !may_have_moved()) {
 		begin_claim(claim, table, 0);
-		claim_counter(claim, cpu);
+		claim_counter(claim, cpu, reader);
 		return 0;
 	}
 	if (search->found != 1) {
@@ -937,9 +972,9 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 none_beg
 	} else if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
 		// Its counter has moved since, there or here.
 		claim->has_jumpstack = 0;
-		claim_counter(claim, search->cpu);
+		claim_counter(claim, search->cpu, reader);
 		if (search->cpu != cpu)
-			claim_counter(claim, cpu);
+			claim_counter(claim, cpu, reader);
 	}
 	return 0;
 }
@@ -960,10 +995,10 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 	claim->skb = address;
 	begin_claim(claim, table_address, state_address);
 	if (mark == address) {
-		claim_counter(claim, cpu);
+		claim_counter(claim, cpu, READER_END + family);
 		read_jumpstack(claim, cpu);
 	} else {
-		claim_late(draft, address, cpu, mark <= MARK_ENDING);
+		claim_late(draft, address, cpu, READER_END + family, mark <= MARK_ENDING);
 	}
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
@@ -1010,7 +1045,7 @@ __noinline int table_dropped_unseen(u64 skb, u32 emitter)
 	if (draft->search.found != 1)
 		return 0;
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
-		claim_counter(claim, cpu);
+		claim_counter(claim, cpu, READER_EMIT + emitter);
 		read_jumpstack(claim, cpu);
 	}
 	table = (struct xt_table *)claim->table;
