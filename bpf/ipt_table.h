@@ -402,8 +402,8 @@ struct comparison {
 	u32 cpu;
 	bool elsewhere; // not the CPU that this runs on
 	u32 moved;
-	u32 reader;
 	struct claim *claim;
+	struct span *span;
 };
 
 static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool elsewhere)
@@ -463,7 +463,7 @@ __noinline int moved_in_chunks(u32 first, u32 count)
 	return 0;
 }
 
-static __always_inline void compare_chunks(struct comparison *comparison, u32 limit)
+static __always_inline void compare_chunks(struct comparison *comparison, u32 limit, u32 reader)
 {
 	struct claiming *here = claiming_here();
 	struct candidate *watched;
@@ -484,26 +484,8 @@ static __always_inline void compare_chunks(struct comparison *comparison, u32 li
 	here->busy = 0;
 }
 #else
-// 1 when the counter has moved, which is then taken note of. On its own, so that it is verified once.
-VERIFIED_ONCE int claim_candidate(struct candidate *watched, struct claim *claim)
-{
-	u64 before, now;
-
-	if (!watched || !claim || watched->target)
-		return 0;
-	before = now = watched->pcnt;
-	bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
-	// Whoever is first to take note of it has it.
-	if (now == before || __sync_val_compare_and_swap(&watched->pcnt, before, now) != before)
-		return 0;
-	claim->offset = watched->offset;
-	claim->chain = watched->chain;
-	claim->number = watched->number;
-	return 1;
-}
-
 // The kernel takes the counters of a table's rules, in their order, from pages of per-CPU memory: those of a chunk mostly
-// lie so close together that they are read at once. Only those that seem to have moved are then looked at one by one.
+// lie so close together that they are read at once.
 #define SPAN 1024 // bytes
 struct span {
 	u64 counter[SPAN / sizeof(u64)];
@@ -516,13 +498,43 @@ struct {
 	__type(value, struct span);
 } spans SEC(".maps");
 
-VERIFIED_ONCE int compare_candidates(struct chunk *chunk, struct claim *claim, u32 count, u32 reader)
-{
-	struct span *span = bpf_map_lookup_elem(&spans, &reader);
-	u64 base, size;
-	u32 moved = 0;
+// A candidate whose counter seems to have moved.
+struct second_look {
+	struct chunk *chunk;
+	struct claim *claim;
+	u32 differ; // bits of the candidates
+	u32 moved;
+};
 
-	if (!chunk || !claim || !span || !count)
+static long claim_candidate(u32 index, struct second_look *look)
+{
+	struct candidate *watched;
+	u64 before, now;
+
+	if (index >= CHUNK || !(look->differ >> index & 1))
+		return 0;
+	watched = &look->chunk->candidate[index];
+	if (watched->target)
+		return 0;
+	before = now = watched->pcnt;
+	bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
+	// Whoever is first to take note of it has it.
+	if (now == before || __sync_val_compare_and_swap(&watched->pcnt, before, now) != before)
+		return 0;
+	look->claim->offset = watched->offset;
+	look->claim->chain = watched->chain;
+	look->claim->number = watched->number;
+	look->moved++;
+	return 0;
+}
+
+// Without branches: the verifier would follow each of them for each candidate.
+VERIFIED_ONCE int compare_in_chunk(struct chunk *chunk, u32 count, struct span *span, struct claim *claim)
+{
+	struct second_look look = {.chunk = chunk, .claim = claim};
+	u64 base, size, differ = 0;
+
+	if (!chunk || !span || !claim || !count)
 		return 0;
 	if (count > CHUNK)
 		count = CHUNK;
@@ -532,14 +544,19 @@ VERIFIED_ONCE int compare_candidates(struct chunk *chunk, struct claim *claim, u
 		size = SPAN;
 	if (bpf_probe_read_kernel(span, size, (void *)base))
 		size = 0;
-	for (u32 i = 0; i < CHUNK && i < count; i++) {
-		struct candidate *watched = &chunk->candidate[i];
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < CHUNK; i++) {
+		const struct candidate *watched = &chunk->candidate[i];
 		u64 at = watched->counter - base;
+		u64 difference = span->counter[at / sizeof(u64) % (SPAN / sizeof(u64))] ^ watched->pcnt;
+		u64 differs = difference | -difference | (size - 1 - at) | at; // its highest bit: also where at >= size
 
-		if (at >= size || span->counter[at / sizeof(u64) % (SPAN / sizeof(u64))] != watched->pcnt)
-			moved += claim_candidate(watched, claim);
+		differ = differ >> 1 | (differs & 1ULL << 63);
 	}
-	return moved;
+	look.differ = differ >> (64 - CHUNK) & (1ULL << count) - 1;
+	if (look.differ)
+		bpf_loop(count, claim_candidate, &look, 0);
+	return look.moved;
 }
 
 static long compare_chunk(u32 index, struct comparison *comparison)
@@ -548,10 +565,16 @@ static long compare_chunk(u32 index, struct comparison *comparison)
 
 	if (!chunk)
 		return 1;
-	comparison->moved += compare_candidates(chunk, comparison->claim, comparison->count - index * CHUNK, comparison->reader);
+	comparison->moved += compare_in_chunk(chunk, comparison->count - index * CHUNK, comparison->span, comparison->claim);
 	return 0;
 }
-#define compare_chunks(comparison, limit) bpf_loop(limit, compare_chunk, comparison, 0)
+
+static __always_inline void compare_chunks(struct comparison *comparison, u32 limit, u32 reader)
+{
+	comparison->span = bpf_map_lookup_elem(&spans, &reader);
+	if (comparison->span)
+		bpf_loop(limit, compare_chunk, comparison, 0);
+}
 #endif
 
 // The jumps that led to the chain are still in the table's jump stack of that CPU, until the next traversal.
@@ -590,7 +613,7 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 // that have. May be called for several CPUs in turn.
 VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 {
-	struct comparison comparison = {.cpu = cpu, .claim = claim, .reader = reader};
+	struct comparison comparison = {.cpu = cpu, .claim = claim};
 	struct table_slot *slot;
 	struct tables *tables;
 	struct xt_table *table;
@@ -610,7 +633,7 @@ VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 	}
 	comparison.first = slot->first;
 	comparison.count = slot->count;
-	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK);
+	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK, reader);
 	claim->moved += comparison.moved;
 	if (!slot->complete || claim->unknown == TSDT_UNKNOWN_NO_BASELINE)
 		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;

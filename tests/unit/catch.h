@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Debian 12 and Ubuntu 22.04 have Catch2 2, newer ones have 3: the same tests, another header.
+// Debian 12 has Catch2 2, newer ones have 3: the same tests, another header.
 #pragma once
 
 #if __has_include(<catch2/catch_all.hpp>)
