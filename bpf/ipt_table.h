@@ -87,6 +87,7 @@ struct claim {
 	u32 moved;   // counters
 	u32 unknown; // enum tsdt_unknown: why there is no rule
 	u32 has_jumpstack;
+	u32 generation; // of the ruleset that offset, number and private are about
 	u64 interrupted_ns;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
@@ -383,9 +384,9 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	slot->count = walk.count;
 	slot->complete = walk.complete;
 	slot->size = walk.size;
-	// While a change is under way, every traversal takes its own: counters are being restored. (A change that has begun
-	// since `now` was read has moved the generation on; one that has ended since will.)
-	slot->generation = is_changing(TSDT_GENERATION_X_TABLES) ? ~0u : now;
+	// While a change is under way, every traversal takes its own: counters are being restored. Of which generation the
+	// rules are cannot be told then, nor if it has changed since `now` was read.
+	slot->generation = is_changing(TSDT_GENERATION_X_TABLES) || generation(TSDT_GENERATION_X_TABLES) != now ? ~0u : now;
 	tables->used += (walk.count + CHUNK - 1) / CHUNK;
 	slot->table = table_address;
 	if (slot->generation == now)
@@ -631,6 +632,7 @@ VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
 		return 0;
 	}
+	claim->generation = slot->generation;
 	comparison.first = slot->first;
 	comparison.count = slot->count;
 	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK, reader);
@@ -770,6 +772,15 @@ static __always_inline void name_chain(struct verdict *verdict, struct xt_table_
 	}
 }
 
+// Another CPU may replace a table as soon as the packet has left it, and free what the claim is about. What has been read
+// of it is sound if it was still in use afterwards.
+static __always_inline bool was_replaced(const struct claim *claim)
+{
+	struct xt_table *table = (struct xt_table *)claim->table;
+
+	return (u64)BPF_CORE_READ(table, private) != claim->private;
+}
+
 // Leaves what the claim in that draft says for kfree_skb.
 __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 {
@@ -792,7 +803,8 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 	begin_verdict(verdict, (struct sk_buff *)skb, (struct nf_hook_state *)state);
 	verdict->table_address = claim->table;
 	verdict->rule = claim->private;
-	verdict->generation = generation(TSDT_GENERATION_X_TABLES);
+	// Not that of now: another CPU may have replaced the table meanwhile.
+	verdict->generation = claim->unknown ? generation(TSDT_GENERATION_X_TABLES) : claim->generation;
 	verdict->family = BPF_CORE_READ(table, af);
 	bpf_probe_read_kernel_str(verdict->table, 32, table->name);
 	if (claim->unknown) {
@@ -811,6 +823,11 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 		}
 		if (!claim->has_jumpstack)
 			verdict->jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
+		if (was_replaced(claim)) {
+			verdict->source = TSDT_SOURCE_NETFILTER;
+			verdict->unknown = TSDT_UNKNOWN_NO_BASELINE;
+			verdict->named = 0;
+		}
 	}
 	bpf_map_update_elem(&verdicts, &skb, verdict, BPF_ANY);
 	return 0;
@@ -1024,7 +1041,7 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 		claim_late(draft, address, cpu, READER_END + family, mark <= MARK_ENDING);
 	}
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
-		claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
+		claim->unknown = was_replaced(claim) ? TSDT_UNKNOWN_NO_BASELINE : TSDT_UNKNOWN_NO_COUNTER;
 	return table_verdict(key, address, state_address, family);
 }
 
