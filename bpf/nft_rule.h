@@ -169,6 +169,23 @@ struct trail_reader {
 	u32 pad;
 };
 
+#ifndef TSDT_KPROBES
+// int function(struct path *path, u32 which): calls `callback` for the steps of that segment, newest first.
+#define SEGMENT_LOOP(function, callback)                            \
+	__noinline int function(struct path *path, u32 which)       \
+	{                                                           \
+		struct trail_reader reader = {.path = path};        \
+                                                                    \
+		if (!traces_nft || !path || which >= TSDT_MOVES)    \
+			return 0;                                   \
+		reader.begin = path->segment[which].begin;          \
+		reader.end = path->segment[which].end;              \
+		reader.cpu = path->segment[which].cpu;              \
+		bpf_loop(TSDT_TRAIL_STEPS, callback, &reader, 0);   \
+		return 0;                                           \
+	}
+#endif
+
 // The step that is `back` steps older than the newest one of the segment, or NULL.
 static __always_inline struct trail_step *segment_step(const struct trail_reader *reader, u32 back)
 {
@@ -243,22 +260,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	return path->complete;
 }
 
-#ifdef TSDT_KPROBES
 SEGMENT_LOOP(read_segment, visit_step)
-#else
-__noinline int read_segment(struct path *path, u32 which)
-{
-	struct trail_reader reader = {.path = path};
-
-	if (!traces_nft || !path || which >= TSDT_MOVES)
-		return 0;
-	reader.begin = path->segment[which].begin;
-	reader.end = path->segment[which].end;
-	reader.cpu = path->segment[which].cpu;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_step, &reader, 0);
-	return 0;
-}
-#endif
 
 // Reads the trail of the traversal `pkt`, in the segments that have been found. Fills in `path` when an expression
 // dropped. Returns the base chain, or 0 when the trail does not reach back to it.
@@ -293,22 +295,7 @@ static long visit_live(u32 back, struct trail_reader *reader)
 	return 1;
 }
 
-#ifdef TSDT_KPROBES
 SEGMENT_LOOP(search_segment, visit_live)
-#else
-__noinline int search_segment(struct path *path, u32 which)
-{
-	struct trail_reader reader = {.path = path};
-
-	if (!traces_nft || !path || which >= TSDT_MOVES)
-		return 0;
-	reader.begin = path->segment[which].begin;
-	reader.end = path->segment[which].end;
-	reader.cpu = path->segment[which].cpu;
-	bpf_loop(TSDT_TRAIL_STEPS, visit_live, &reader, 0);
-	return 0;
-}
-#endif
 
 // The nft_pktinfo of the newest traversal of this packet, which must be under way still, or 0.
 static __always_inline u64 live_traversal(u64 skb, struct path *path)
