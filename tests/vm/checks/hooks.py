@@ -8,7 +8,7 @@ from .guest import check_lines, check_terminal, seconds
 from .oracle import Ruleset
 
 VM, PROVIDER = "10.0.0.2", "10.0.0.1"
-SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways"]
+SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways", "targets"]
 
 
 # ---- nf_tables: families, expressions ----
@@ -369,6 +369,37 @@ def legacy_ways(group, guest, validator):
                                            "text": lambda text, it=rule: text in (None, it.text)}, what)
 
 
+# ---- targets and expressions that drop when they fail, and sets ----
+
+def targets(group, guest, validator):
+    run = guest.run("targets")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    nft = Ruleset().add_nft(guest.text("targets/after.nft"), guest.text("targets/after.nft.json"))
+    saved = {kind: Ruleset().add_save(guest.text(f"targets/{kind}.save4"), "ip") for kind in ("nft", "legacy")}
+    saved["nft"].add_handles(guest.text("targets/after.nft"))
+    places = [("nftables", "fails", "pre", 7601, "prerouting"), ("nftables", "fails", "post", 7602, "postrouting"),
+              ("nftables", "fails", "forward", 7604, "forward")]
+    for backend, first in (("iptables-nft", 7611), ("iptables-legacy", 7621)):
+        places += [(backend, "nat", "PREROUTING", first, "prerouting"),
+                   (backend, "nat", "POSTROUTING", first + 1, "postrouting"),
+                   (backend, "mangle", "PREROUTING", first + 2, "prerouting"),
+                   (backend, "filter", "FORWARD", first + 3, "forward")]
+    for backend, table, chain, port, hook in places:
+        rules = nft if backend == "nftables" else saved[backend.split("-")[1]]
+        number, rule = [(n, rule) for n, rule in enumerate(rules.chains["ip", table, chain].rules, 1)
+                        if re.search(rf"dport {port}\b", rule.text)][0]
+        drops = run.drops_to_port(port)
+        group.equal((len(drops), rule.packets), (2, 2), f"{rule.text}: drop lines, and the rule's counter")
+        for drop in drops:
+            group.fields(drop, {"netns": {"name": "bare"}, "drop": {"kind": "rule", "hook": hook, "unknown": None}}, rule.text)
+            group.fields(drop["rule"] or {}, {
+                "backend": backend, "family": "ip", "table": table, "chain": chain, "number": number,
+                "handle": rule.handle, "text": rule.text, "confidence": "exact", "stale": False}, rule.text)
+
+
 # ---- all of it ----
 
 def all_checks(run, guest, validator):
@@ -376,3 +407,4 @@ def all_checks(run, guest, validator):
     run("functions at hooks", hook_functions, guest, validator)
     run("queues", queues, guest, validator)
     run("ways through legacy tables", legacy_ways, guest, validator)
+    run("targets that fail, and sets", targets, guest, validator)

@@ -137,6 +137,8 @@ netns del provider
 netns del client
 netns del left
 netns del right
+netns del bare
+netns del asker
 rule del pref 5210
 rule del pref 5230
 rule del pref 5250
