@@ -138,11 +138,3 @@ static __always_inline u64 frame_at_return(struct pt_regs *regs)
 	return PT_REGS_SP(regs);
 #endif
 }
-
-// nf_tables before 5.13 (0854db2aaef3): which of a chain's two lists of rules packets meet now.
-static __always_inline u32 compat_gencursor(const struct nf_hook_state *state)
-{
-	struct net *net = BPF_CORE_READ(state, net);
-
-	return bpf_core_field_exists(net->nft.gencursor) ? BPF_CORE_READ(net, nft.gencursor) : 0;
-}

@@ -355,6 +355,7 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 	key->hook = BPF_CORE_READ(state, hook);
 	key->pf = BPF_CORE_READ(state, pf);
 	key->netns = BPF_CORE_READ(state, net, ns.inum);
+	scratch->path.gencursor = gencursor_of(state);
 	device_name(scratch->drop.in_dev, BPF_CORE_READ(state, in));
 	device_name(scratch->drop.out_dev, BPF_CORE_READ(state, out));
 }
@@ -410,6 +411,13 @@ VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 		key->unknown = TSDT_UNKNOWN_NONE;
 		key->rule = scratch->path.dropped_by;
 		key->path_hash = scratch->path.hash;
+		if (scratch->path.outdated)
+			key->generation = GENERATION_PAST;
+		// Memory of rules that are gone may hold others before the generation says so.
+		if (scratch->path.outdated || is_changing(TSDT_GENERATION_NF_TABLES)) {
+			describe_path(&scratch->path, &scratch->cause);
+			key->path_hash ^= identity_of(&scratch->cause);
+		}
 		if (place == PLACE_NFT_DO_CHAIN)
 			rule_site = key->location;
 		return 0;
@@ -706,9 +714,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
+		scratch->path.gencursor = verdict->gencursor;
 #ifdef TSDT_KPROBES
 		scratch->path.owner = emitter;
-		scratch->path.gencursor = verdict->gencursor;
 #endif
 		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
 			attribute_nft(scratch, verdict->rule, place);

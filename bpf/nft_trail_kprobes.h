@@ -49,7 +49,7 @@ int nft_do_chain_end(struct pt_regs *ctx)
 	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
 	verdict.rule = pkt;
 	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
-	verdict.gencursor = compat_gencursor(state);
+	verdict.gencursor = gencursor_of(state);
 	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
 	return 0;
 }

@@ -106,7 +106,7 @@ struct netns_nf {
 };
 
 struct netns_nftables {
-	u8 gencursor; // to 5.12
+	u8 gencursor;
 };
 
 struct net {
