@@ -45,10 +45,14 @@ void watch_signals() {
     sigaction(SIGPIPE, &action, nullptr);
 }
 
-std::int64_t realtime_minus_monotonic() {
+std::int64_t monotonic_ns() {
     timespec monotonic{};
     clock_gettime(CLOCK_MONOTONIC, &monotonic);
-    return realtime_ns() - (static_cast<std::int64_t>(monotonic.tv_sec) * 1'000'000'000 + monotonic.tv_nsec);
+    return static_cast<std::int64_t>(monotonic.tv_sec) * 1'000'000'000 + monotonic.tv_nsec;
+}
+
+std::int64_t realtime_minus_monotonic() {
+    return realtime_ns() - monotonic_ns();
 }
 
 decode::Machine this_machine(const attach::Tracer& tracer) {
@@ -160,6 +164,7 @@ private:
     void watch_rulesets(bool at_start = false);
     void report_changes(bool last = false);
     void report_lost();
+    void retire_causes();
     void finish();
     KernelCounts counts() const;
 
@@ -179,6 +184,8 @@ private:
     };
     std::map<tsdt_cause_key, tsdt_cause, KeyLess> causes_; // seen so far; the kernel's map bounds how many
     std::uint64_t handled_ = 0;                            // records taken from the ring buffer
+    std::uint64_t handled_until_ns_ = 0;                   // CLOCK_MONOTONIC: those of all packets that died before
+    std::uint64_t retired_packets_ = 0;                    // of causes that are in the kernel's map no more
     std::uint64_t shown_ = 0;                              // without noise
     Clock::time_point slice_end_;
     std::map<std::string, std::uint64_t> lost_; // as last reported
@@ -229,6 +236,10 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
     }
     name_netns(record->key.netns);
     ++handled_;
+    // CPUs enter theirs in an order that is nearly that of time.
+    constexpr std::uint64_t disorder_ns = 1'000'000'000;
+    handled_until_ns_ = std::max<std::uint64_t>(
+        handled_until_ns_, record->mono_ns - std::min<std::uint64_t>(record->mono_ns, disorder_ns));
     if (pipeline_.drop(*record, *cause))
         ++shown_;
     recorder_.write(&recording::Writer::drop, *record);
@@ -292,6 +303,26 @@ void LiveRun::report_lost() {
     lost_checked_ns_ = now;
 }
 
+// Where rules change and drop all the time, each ruleset brings new causes: those of the past make room.
+void LiveRun::retire_causes() {
+    constexpr std::uint64_t settled_ns = 3'000'000'000;
+    const auto now = static_cast<std::uint64_t>(monotonic_ns());
+    const attach::Retired retired = tracer_->retire_causes(std::min(now - settled_ns, handled_until_ns_));
+    if (retired.causes.empty())
+        return;
+    KernelCounts last{retired.causes, {}, {}};
+    for (const attach::FlowCount& flow : retired.flows)
+        last.flows.emplace_back(flow.key, flow.packets);
+    pipeline_.retire(last, realtime_ns());
+    for (const tsdt_cause& cause : last.causes) {
+        retired_packets_ += cause.packets;
+        causes_.erase(cause.key);
+        recorder_.write(&recording::Writer::cause, cause);
+    }
+    for (const auto& [key, packets] : last.flows)
+        recorder_.write(&recording::Writer::flow, key, packets);
+}
+
 // Nothing is counted any more: what is still in the ring buffer is shown, then the sums are final.
 void LiveRun::finish() {
     constexpr auto patience = seconds(5);
@@ -312,7 +343,7 @@ void LiveRun::finish() {
     report_changes(true);
     report_lost();
     KernelCounts totals = counts();
-    std::uint64_t recorded = 0;
+    std::uint64_t recorded = retired_packets_;
     for (const tsdt_cause& cause : totals.causes)
         recorded += cause.packets;
     recorded -= std::min(recorded, tracer_->lost_by_place()[TSDT_LOST_RING]);
@@ -354,10 +385,14 @@ Status LiveRun::run(bool stdout_is_tty) {
             patience = std::min(patience, left);
         }
         slice_end_ = Clock::now() + milliseconds(100);
+        const auto before_ns = static_cast<std::uint64_t>(monotonic_ns());
+        const std::uint64_t handled_before = handled_;
         if (const Status polled =
                 tracer_->poll(patience, [this](std::span<const std::byte> bytes) { return on_record(bytes); });
             !polled)
             return polled;
+        if (handled_ == handled_before)
+            handled_until_ns_ = before_ns; // there was none
 
         report_changes();
         const auto now = Clock::now();
@@ -375,6 +410,7 @@ Status LiveRun::run(bool stdout_is_tty) {
             tracer_->refresh();
             watch_rulesets();
             report_lost();
+            retire_causes();
             recorder_.write(&recording::Writer::flush);
         }
         // Without a reader nobody is left to trace for; a full disk can be emptied again.

@@ -47,8 +47,9 @@ bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
     return !drop.noise;
 }
 
-Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, bool final) {
-    std::vector<aggregate::CauseCount> causes;
+// `final`: no record of a packet is on its way any more.
+Pipeline::Counts Pipeline::decode_counts(const KernelCounts& counts, std::int64_t now_ns, bool final) {
+    Counts out;
     for (const tsdt_cause& cause : counts.causes) {
         // A cause of which no packet's record got through: what the kernel says of the cause itself. While tracing
         // goes on, the record of a new one may still be on its way.
@@ -62,16 +63,27 @@ Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, boo
             complete(drop, cause, tsdt_drop{});
             aggregator_.first_of_cause(drop);
         }
-        causes.push_back({cause.id, cause.packets, cause.bytes,
-                          static_cast<std::int64_t>(cause.first_ns) + machine_.realtime_minus_mono_ns,
-                          static_cast<std::int64_t>(cause.last_ns) + machine_.realtime_minus_mono_ns});
+        out.causes.push_back({cause.id, cause.packets, cause.bytes,
+                              static_cast<std::int64_t>(cause.first_ns) + machine_.realtime_minus_mono_ns,
+                              static_cast<std::int64_t>(cause.last_ns) + machine_.realtime_minus_mono_ns});
     }
-    std::vector<aggregate::FlowCount> flows;
     for (const auto& [key, packets] : counts.flows)
-        flows.push_back({key.cause_id,
-                         {key.proto, address_of(key.saddr, key.family), address_of(key.daddr, key.family),
-                          ntohs(key.sport), ntohs(key.dport), packets}});
-    return aggregator_.summarize(causes, flows, counts.lost, now_ns, final);
+        out.flows.push_back({key.cause_id,
+                             {key.proto, address_of(key.saddr, key.family), address_of(key.daddr, key.family),
+                              ntohs(key.sport), ntohs(key.dport), packets}});
+    return out;
+}
+
+void Pipeline::retire(const KernelCounts& counts, std::int64_t now_ns) {
+    const Counts last = decode_counts(counts, now_ns, true);
+    aggregator_.retire(last.causes, last.flows);
+    for (const tsdt_cause& cause : counts.causes)
+        known_causes_.erase(cause.id);
+}
+
+Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, bool final) {
+    const Counts now = decode_counts(counts, now_ns, final);
+    return aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
 }
 
 void Pipeline::start(const Start& start) {

@@ -41,6 +41,9 @@ public:
     // One packet and its cause. Returns true when it was shown, false when it is noise.
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
+    // Last counts of causes that the kernel has forgotten: they stay in the summary. All their drops were handed over.
+    void retire(const KernelCounts& counts, std::int64_t now_ns);
+
     void lost(const Lost& lost);
     void ruleset(RulesetChange change); // netns name and owners are filled in here
     void progress(const KernelCounts& counts, std::int64_t now_ns);
@@ -52,6 +55,11 @@ public:
     bool reader_gone() const { return reader_gone_; }
 
 private:
+    struct Counts {
+        std::vector<aggregate::CauseCount> causes;
+        std::vector<aggregate::FlowCount> flows;
+    };
+    Counts decode_counts(const KernelCounts& counts, std::int64_t now_ns, bool final);
     Summary summarize(const KernelCounts& counts, std::int64_t now_ns, bool final);
     void complete(Drop& drop, const tsdt_cause& cause, const tsdt_drop& record);
     void check(const Status& status);

@@ -843,6 +843,33 @@ std::vector<FlowCount> Tracer::flows() const {
     return all;
 }
 
+Retired Tracer::retire_causes(std::uint64_t before_ns) {
+    constexpr std::size_t few = 256; // the map holds four times as many
+    Retired retired;
+    std::vector<tsdt_cause> all = causes();
+    if (all.size() <= few)
+        return retired;
+    const std::uint32_t nf_tables = generation(RulesetKind::nf_tables).number,
+                        x_tables = generation(RulesetKind::x_tables).number;
+    const auto is_over = [&](const tsdt_cause& cause) {
+        const tsdt_cause_key& key = cause.key;
+        const bool of_rule = key.source >= TSDT_SOURCE_NFT_RULE && key.source <= TSDT_SOURCE_LEGACY_POLICY;
+        return (of_rule || key.generation) && key.generation != nf_tables && key.generation != x_tables &&
+               cause.last_ns < before_ns;
+    };
+    std::set<std::uint32_t> ids;
+    for (tsdt_cause& cause : all) {
+        if (!is_over(cause) || bpf_map_delete_elem(state_->shared().fd("causes"), &cause.key))
+            continue;
+        ids.insert(cause.id);
+        retired.causes.push_back(cause);
+    }
+    for (FlowCount& flow : flows())
+        if (ids.contains(flow.key.cause_id) && bpf_map_delete_elem(state_->shared().fd("flows"), &flow.key) == 0)
+            retired.flows.push_back(flow);
+    return retired;
+}
+
 std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
     std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
     std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
