@@ -730,7 +730,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = attribute_queued(scratch, skb, address);
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
-		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+		drop->key.unknown = COMPAT_UNKNOWN_UNSEEN;
 		if (place == PLACE_NF_HOOK_SLOW)
 			find_hook_of_drop(ctx, drop, emitter, location);
 	}

@@ -40,6 +40,7 @@ enum tsdt_unknown {
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
 	TSDT_UNKNOWN_NO_BASELINE = 6,     // x_tables: the table was being replaced, or has more dropping rules than are watched
 	TSDT_UNKNOWN_QUEUE = 7,           // it was in a queue for a program, or on its way there: see tsdt_queue
+	TSDT_UNKNOWN_NOT_SEEN = 8,        // kprobes: as NOT_TRACED, or the kernel has skipped the probes for this packet
 };
 
 // tsdt_cause_key.queue: 0 when no queue (NFQUEUE) has to do with the drop. Else one of these, with TSDT_QUEUE_NUMBERED

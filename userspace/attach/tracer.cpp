@@ -26,6 +26,7 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
 #include "util/netns.h"
@@ -787,10 +788,7 @@ Capabilities Tracer::capabilities() const {
         if (!problem.empty())
             return {Exactness::unavailable, problem};
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, state_->on_kprobes()
-                                          ? "with kprobes, since this kernel's modules have no type information: "
-                                            "functions at hooks and queues are not told"
-                                          : ""};
+            return {Exactness::exact, std::string(state_->on_kprobes() ? limits_of_kprobes : "")};
         if (!state_->problem.empty())
             return {Exactness::unavailable, state_->problem};
         if (!module_is_loaded(module))

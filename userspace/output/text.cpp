@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kprobe_limits.h"
 #include "util/text.h"
 
 namespace tsdroptrace::output {
@@ -434,6 +435,8 @@ Status TextOutput::start(const Start& start) {
     for (const auto& [backend, capability] : backends)
         if (capability->exactness == Exactness::exact)
             exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
+    const bool limited =
+        std::ranges::any_of(backends, [](const auto& backend) { return backend.second->reason == limits_of_kprobes; });
     Page page(options_);
     page.paragraph("",
                    fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
@@ -445,6 +448,8 @@ Status TextOutput::start(const Start& start) {
                            fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
                                        printable(capability->reason)),
                            2);
+    if (limited)
+        page.paragraph("", std::string(limits_of_kprobes), 2);
     page.blank();
     return print(page.take());
 }
