@@ -37,6 +37,7 @@ struct Directory {
 struct Collected : Visitor {
     void meta(Meta value) override { metas.push_back(std::move(value)); }
     void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
+    void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
@@ -48,6 +49,7 @@ struct Collected : Visitor {
     std::vector<Meta> metas;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
+    std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;

@@ -218,6 +218,7 @@ struct Tracer::State {
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
+    bool nf_tables_at_start = false;
     std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
 
     std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
@@ -665,6 +666,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
             state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
                                  "nf_tables' structures as 5.10 does";
     }
+    state->nf_tables_at_start = state->types->function("nft_do_chain").has_value();
     state->modules = state->modules_now();
     state->names = state->types->names();
     auto reasons = decode::reason_codes(filter.reasons, state->names);
@@ -777,34 +779,48 @@ bool Tracer::traces(std::string_view function) const {
     return state_->traces(function);
 }
 
+bool Tracer::has_nf_tables() const {
+    return state_->nf_tables_at_start || module_is_loaded("nf_tables");
+}
+
 const decode::KernelNames& Tracer::names() const {
     return state_->names;
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, const std::string& problem,
+    // What cannot be seen shows in the counters of the rules, which userspace reads.
+    const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
                              std::initializer_list<const char*> needed) -> Capability {
+        const auto by_counters = [inferred](const std::string& why) -> Capability {
+            return {Exactness::inferred, fmt::format("{}; {}", inferred, why)};
+        };
         if (!problem.empty())
-            return {Exactness::unavailable, problem};
+            return by_counters(problem);
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
             return {Exactness::exact, state_->on_kprobes()
                                           ? "with kprobes, since this kernel's modules have no type information: "
                                             "functions at hooks and queues are not told"
                                           : ""};
         if (!state_->problem.empty())
-            return {Exactness::unavailable, state_->problem};
+            return by_counters(state_->problem);
         if (!module_is_loaded(module))
             return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
         for (const char* function : needed)
             if (!state_->traces(function))
-                return {Exactness::unavailable, fmt::format("this kernel does not let {} be traced", function)};
+                return by_counters(fmt::format("this kernel does not let {} be traced", function));
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables =
-        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    const auto nf_tables = [&](const char* inferred) {
+        return backend("nf_tables", state_->nft_problem, inferred,
+                       {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    };
+    capabilities.nftables = nf_tables("only rules with a counter, by reading it before and after a packet has died");
+    capabilities.iptables_nft = nf_tables("rules, not policies, by reading their counters before and after a packet "
+                                          "has died");
+    capabilities.iptables_legacy =
+        backend("ip_tables", "", "by reading the counters of rules and policies before and after a packet has died",
+                {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 
