@@ -26,6 +26,7 @@ const volatile bool by_reason;
 const volatile bool by_netns;
 const volatile bool by_device;  // is in `devices`
 const volatile bool rules_only; // a rule or a policy dropped it
+const volatile bool inferred;   // which rule dropped a packet, userspace infers: here it may be any that netfilter dropped
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -289,7 +290,8 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 {
 	if (!drop)
 		return 0;
-	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY))
+	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY) &&
+	    !(inferred && drop->key.source == TSDT_SOURCE_NETFILTER))
 		return 0;
 	if (by_netns && !chosen(TSDT_CHOICE_NETNS, drop->key.netns))
 		return 0;

@@ -50,10 +50,15 @@ void watch_signals() {
     sigaction(SIGPIPE, &action, nullptr);
 }
 
-std::int64_t realtime_minus_monotonic() {
+std::uint64_t monotonic_ns() {
     timespec monotonic{};
     clock_gettime(CLOCK_MONOTONIC, &monotonic);
-    return realtime_ns() - (static_cast<std::int64_t>(monotonic.tv_sec) * 1'000'000'000 + monotonic.tv_nsec);
+    return static_cast<std::uint64_t>(monotonic.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(monotonic.tv_nsec);
+}
+
+std::int64_t realtime_minus_monotonic() {
+    const std::int64_t now = realtime_ns();
+    return now - static_cast<std::int64_t>(monotonic_ns());
 }
 
 decode::Machine this_machine(const attach::Tracer& tracer) {
@@ -311,9 +316,13 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
 // Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks, the
 // fewer rules have counted in between.
 void LiveRun::look_for_waiting(bool last) {
-    for (const auto& [kind, netns] : pipeline_.waiting())
-        if (last || looks_.may_look(kind, netns))
+    // What died in a burst is looked at together: in the midst of it counters are ahead of the packets that are known.
+    constexpr std::uint64_t burst_ns = 30'000'000;
+    for (const auto& [ruleset, died_ns] : pipeline_.waiting()) {
+        const auto& [kind, netns] = ruleset;
+        if (last || (monotonic_ns() >= died_ns + burst_ns && looks_.may_look(kind, netns)))
             look_at(kind, netns);
+    }
     if (last)
         pipeline_.stop_waiting();
     else

@@ -108,11 +108,14 @@ Pipeline::Part* Pipeline::part_of(const Drop& drop) {
     return &parts_.emplace(std::move(key), std::move(part)).first->second;
 }
 
-std::set<std::pair<resolve_rule::SnapshotKind, std::uint32_t>> Pipeline::waiting() const {
-    std::set<std::pair<resolve_rule::SnapshotKind, std::uint32_t>> rulesets;
-    for (const Waiting& one : waiting_)
-        for (const resolve_rule::SnapshotKind kind : one.question.kinds)
-            rulesets.emplace(kind, one.question.netns);
+std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> Pipeline::waiting() const {
+    std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> rulesets;
+    for (const Waiting& one : waiting_) {
+        for (const resolve_rule::SnapshotKind kind : one.question.kinds) {
+            const auto [first, fresh] = rulesets.try_emplace({kind, one.question.netns}, one.drop.mono_ns);
+            first->second = std::min(first->second, one.drop.mono_ns);
+        }
+    }
     return rulesets;
 }
 

@@ -46,8 +46,9 @@ public:
     // be inferred, it is shown once the counters have been looked at.
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
-    // The rulesets whose counters have to be looked at for packets that are waiting.
-    std::set<std::pair<resolve_rule::SnapshotKind, std::uint32_t>> waiting() const;
+    // The rulesets whose counters have to be looked at for packets that are waiting, and when the first of these has died
+    // (CLOCK_MONOTONIC).
+    std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> waiting() const;
     void look(resolve_rule::Look look);
     // There will be no look any more: what is waiting is shown without.
     void stop_waiting();

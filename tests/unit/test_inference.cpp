@@ -2,10 +2,12 @@
 // Rules that are inferred from what their counters moved by.
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <arpa/inet.h>
+#include <endian.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
@@ -563,60 +565,40 @@ TEST_CASE("inference: which rules may drop") {
 }
 
 TEST_CASE("inference: counters from the kernel's own messages") {
-    std::vector<std::byte> message;
-    const auto put = [](std::vector<std::byte>& to, const void* data, std::size_t size) {
-        const auto* bytes = static_cast<const std::byte*>(data);
-        to.insert(to.end(), bytes, bytes + size);
+    const auto bytes_of = [](const auto& value) {
+        return std::string(reinterpret_cast<const char*>(&value), sizeof(value));
     };
-    const auto attribute = [&](int type, const std::vector<std::byte>& value) {
-        std::vector<std::byte> out;
+    const auto attribute = [&](int type, const std::string& value) {
         const nlattr head{static_cast<std::uint16_t>(sizeof(nlattr) + value.size()), static_cast<std::uint16_t>(type)};
-        put(out, &head, sizeof(head));
-        out.insert(out.end(), value.begin(), value.end());
-        out.resize((out.size() + 3) / 4 * 4);
-        return out;
+        const std::string padding((4 - value.size() % 4) % 4, '\0');
+        return bytes_of(head) + value + padding;
     };
-    const auto text = [&](const char* value) {
-        std::vector<std::byte> out;
-        put(out, value, std::strlen(value) + 1);
-        return out;
+    const auto text = [](const char* value) { return std::string(value, std::strlen(value) + 1); };
+    const auto number = [&](std::uint64_t value) { return bytes_of(htobe64(value)); };
+    const auto read = [](const std::string& message, NftCounters& counters) {
+        return read_nft_rule(std::as_bytes(std::span(message)), counters);
     };
-    const auto number = [&](std::uint64_t value) {
-        const std::uint64_t big = htobe64(value);
-        std::vector<std::byte> out;
-        put(out, &big, sizeof(big));
-        return out;
-    };
-    const auto join = [](std::vector<std::byte> a, const std::vector<std::byte>& b) {
-        a.insert(a.end(), b.begin(), b.end());
-        return a;
-    };
-    const nfgenmsg head{NFPROTO_INET, 0, 0};
-    put(message, &head, sizeof(head));
-    message = join(message, attribute(NFTA_RULE_TABLE, text("fw")));
-    message = join(message, attribute(NFTA_RULE_CHAIN, text("in")));
-    message = join(message, attribute(NFTA_RULE_HANDLE, number(7)));
-    const auto counter = attribute(
-        NFTA_LIST_ELEM,
-        join(attribute(NFTA_EXPR_NAME, text("counter")),
-             attribute(NFTA_EXPR_DATA | NLA_F_NESTED, join(attribute(NFTA_COUNTER_BYTES, number(84)),
-                                                           attribute(NFTA_COUNTER_PACKETS, number(2))))));
-    const auto other = attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("immediate")));
+    const std::string message = bytes_of(nfgenmsg{NFPROTO_INET, 0, 0}) + attribute(NFTA_RULE_TABLE, text("fw")) +
+                                attribute(NFTA_RULE_CHAIN, text("in")) + attribute(NFTA_RULE_HANDLE, number(7));
+    const std::string counter =
+        attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("counter")) +
+                                      attribute(NFTA_EXPR_DATA | NLA_F_NESTED,
+                                                attribute(NFTA_COUNTER_BYTES, number(84)) +
+                                                    attribute(NFTA_COUNTER_PACKETS, number(2))));
+    const std::string other = attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("immediate")));
     NftCounters counters;
-    const auto with = join(message, attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, join(counter, other)));
-    REQUIRE(read_nft_rule(with, counters));
+    const std::string with = message + attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, counter + other);
+    REQUIRE(read(with, counters));
     const NftRuleId id{NFPROTO_INET, "fw", 7};
     REQUIRE(counters.rules.count(id) == 1);
     CHECK(counters.rules[id].packets == 2);
     CHECK(counters.rules[id].bytes == 84);
-    const auto without = join(message, attribute(NFTA_RULE_EXPRESSIONS, other));
-    REQUIRE(read_nft_rule(without, counters));
+    REQUIRE(read(message + attribute(NFTA_RULE_EXPRESSIONS, other), counters));
     CHECK(counters.rules[id].packets == Look::no_counter);
     // Cut anywhere, it is never read past its end.
     for (std::size_t size = 0; size < with.size(); size++) {
-        const std::vector<std::byte> part(with.begin(), with.begin() + static_cast<std::ptrdiff_t>(size));
         NftCounters ignored;
-        (void)read_nft_rule(part, ignored);
+        (void)read(with.substr(0, size), ignored);
     }
-    CHECK_FALSE(read_nft_rule({with.data(), with.size() - 5}, counters));
+    CHECK_FALSE(read(with.substr(0, with.size() - 5), counters));
 }

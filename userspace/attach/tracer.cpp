@@ -211,6 +211,7 @@ struct Tracer::State {
     std::vector<Link> emitter_links;
     std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
     std::uint64_t missed_before = 0;                // by earlier emitters
+    bool without_functions = false;                 // none can be traced
     std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
@@ -515,6 +516,7 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("by_netns", !filter.netns.empty());
     object.set_constant("by_device", !filter.devices.empty());
     object.set_constant("rules_only", filter.rules_only);
+    object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
@@ -675,8 +677,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
+    state->without_functions = !state->problem.empty();
     if (const int error = state->add(state->problem.empty(), true)) {
         // Without the functions of netfilter there are still the drops themselves.
+        state->without_functions = true;
         if (const int drops_error = state->add(false, true))
             return explain_load_failure(-drops_error);
         state->problem =

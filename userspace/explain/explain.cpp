@@ -360,9 +360,12 @@ std::shared_ptr<const Explanation> with_doubt(std::shared_ptr<const Explanation>
     if (!explanation || !drop.rule || drop.rule->confidence == Confidence::exact)
         return explanation;
     auto doubtful = std::make_shared<Explanation>(*explanation);
-    doubtful->summary = "If it was this rule, which is inferred from its counter and was not seen: " + doubtful->summary;
+    const std::string_view what = drop.site.kind == DropKind::policy ? "policy" : "rule";
+    doubtful->summary = fmt::format("If it was this {}, which is inferred from its counter and was not seen: {}", what,
+                                    doubtful->summary);
     for (Fix& fix : doubtful->fixes)
-        fix.risk = "helps only if it was this rule; " + fix.risk;
+        if (!fix.risk.starts_with("none"))
+            fix.risk = fmt::format("helps only if it was this {}; {}", what, fix.risk);
     return doubtful;
 }
 
