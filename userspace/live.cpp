@@ -313,8 +313,8 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
     pipeline_.look(std::move(look));
 }
 
-// Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks, the
-// fewer rules have counted in between.
+// Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks,
+// the fewer rules have counted in between.
 void LiveRun::look_for_waiting(bool last) {
     // What died in a burst is looked at together: in the midst of it counters are ahead of the packets that are known.
     constexpr std::uint64_t burst_ns = 30'000'000;

@@ -42,12 +42,12 @@ public:
 
     void start(const Start& start);
 
-    // One packet and its cause. Returns true when it was shown, or will be, false when it is noise. Where the rule is to
-    // be inferred, it is shown once the counters have been looked at.
+    // One packet and its cause. Returns true when it was shown, or will be, false when it is noise. Where the rule is
+    // to be inferred, it is shown once the counters have been looked at.
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
-    // The rulesets whose counters have to be looked at for packets that are waiting, and when the first of these has died
-    // (CLOCK_MONOTONIC).
+    // The rulesets whose counters have to be looked at for packets that are waiting, and when the first of these has
+    // died (CLOCK_MONOTONIC).
     std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> waiting() const;
     void look(resolve_rule::Look look);
     // There will be no look any more: what is waiting is shown without.
@@ -77,8 +77,8 @@ private:
     std::vector<std::unique_ptr<output::Output>> outputs_;
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
 
-    // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown ones.
-    // Those of one rule are a cause of their own, taken out of the kernel's.
+    // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown
+    // ones. Those of one rule are a cause of their own, taken out of the kernel's.
     using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
     struct Part {
         std::uint32_t id = 0, of = 0; // the kernel's cause

@@ -14,6 +14,7 @@
 #include <linux/netlink.h>
 
 #include "catch.h"
+#include "pipeline.h"
 #include "resolve_rule/inference.h"
 #include "resolve_rule/nft_counters.h"
 #include "resolve_rule/nft_listing.h"
@@ -580,11 +581,10 @@ TEST_CASE("inference: counters from the kernel's own messages") {
     };
     const std::string message = bytes_of(nfgenmsg{NFPROTO_INET, 0, 0}) + attribute(NFTA_RULE_TABLE, text("fw")) +
                                 attribute(NFTA_RULE_CHAIN, text("in")) + attribute(NFTA_RULE_HANDLE, number(7));
-    const std::string counter =
-        attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("counter")) +
-                                      attribute(NFTA_EXPR_DATA | NLA_F_NESTED,
-                                                attribute(NFTA_COUNTER_BYTES, number(84)) +
-                                                    attribute(NFTA_COUNTER_PACKETS, number(2))));
+    const std::string counter = attribute(
+        NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("counter")) +
+                            attribute(NFTA_EXPR_DATA | NLA_F_NESTED, attribute(NFTA_COUNTER_BYTES, number(84)) +
+                                                                         attribute(NFTA_COUNTER_PACKETS, number(2))));
     const std::string other = attribute(NFTA_LIST_ELEM, attribute(NFTA_EXPR_NAME, text("immediate")));
     NftCounters counters;
     const std::string with = message + attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, counter + other);
@@ -601,4 +601,173 @@ TEST_CASE("inference: counters from the kernel's own messages") {
         (void)read(with.substr(0, size), ignored);
     }
     CHECK_FALSE(read(with.substr(0, with.size() - 5), counters));
+}
+
+namespace {
+
+struct NoSnapshots : SnapshotSource {
+    std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return nullptr; }
+};
+
+struct Shown {
+    std::vector<Drop> drops;
+    std::vector<Summary> summaries;
+};
+
+class Keep : public output::Output {
+public:
+    explicit Keep(Shown& shown) : shown_(shown) {}
+    Status start(const Start&) override { return Ok{}; }
+    Status drop(const Drop& drop, bool) override {
+        shown_.drops.push_back(drop);
+        return Ok{};
+    }
+    Status lost(const Lost&) override { return Ok{}; }
+    Status ruleset(const RulesetChange&) override { return Ok{}; }
+    Status summary(const Summary& summary) override {
+        shown_.summaries.push_back(summary);
+        return Ok{};
+    }
+    Status progress(const Summary&) override { return Ok{}; }
+
+private:
+    Shown& shown_;
+};
+
+tsdt_cause cause_of_input() {
+    tsdt_cause cause{};
+    cause.key.source = TSDT_SOURCE_NETFILTER;
+    cause.key.unknown = TSDT_UNKNOWN_NOT_TRACED;
+    cause.key.netns = netns;
+    cause.key.pf = NFPROTO_IPV4;
+    cause.key.hook = 1;
+    cause.id = 3;
+    std::strcpy(cause.location, "nf_hook_slow+0xb8/0xd0");
+    return cause;
+}
+
+tsdt_drop dead(std::int64_t when, std::uint16_t port, std::uint8_t proto = IPPROTO_UDP) {
+    tsdt_drop record{};
+    record.key = cause_of_input().key;
+    record.cause_id = 3;
+    record.mono_ns = static_cast<std::uint64_t>(when);
+    record.family = 4;
+    record.proto = proto;
+    record.has_ports = 1;
+    record.dport = htons(port);
+    record.sport = htons(53);
+    record.length = 80;
+    inet_pton(AF_INET, "100.100.2.136", record.saddr);
+    inet_pton(AF_INET, "10.0.0.2", record.daddr);
+    std::strcpy(record.in_dev, "eth0");
+    return record;
+}
+
+Look look_at(std::int64_t begin_ns, const std::shared_ptr<const Snapshot>& snapshot,
+             const std::map<std::size_t, std::uint64_t>& packets) {
+    Look look;
+    look.kind = snapshot->kind;
+    look.netns = netns;
+    look.generation = 1;
+    look.begin_ns = begin_ns;
+    look.end_ns = begin_ns + 1000;
+    look.snapshot = snapshot;
+    look.packets.assign(places(*snapshot), 0);
+    for (const auto& [place, count] : packets)
+        look.packets[place] = count;
+    look.bytes = look.packets;
+    for (std::uint64_t& bytes : look.bytes)
+        bytes *= 80;
+    return look;
+}
+
+} // namespace
+
+TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stays what the kernel has counted") {
+    const auto rules = std::make_shared<const Snapshot>(legacy_rules());
+    decode::Machine machine;
+    machine.kernel = "6.18.44";
+    machine.own_netns = netns;
+    NoSnapshots snapshots;
+    Pipeline pipeline(machine, snapshots, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    Start start;
+    start.capabilities.iptables_legacy.exactness = Exactness::inferred;
+    pipeline.start(start);
+
+    pipeline.look(look_at(second, rules, {}));
+    tsdt_cause cause = cause_of_input();
+    CHECK(pipeline.drop(dead(2 * second, 40000), cause));
+    CHECK(pipeline.drop(dead(2 * second + 1, 40000), cause));
+    CHECK(pipeline.drop(dead(2 * second + 2, 81, IPPROTO_TCP), cause));
+    CHECK(shown.drops.empty()); // it is looked first
+    REQUIRE(pipeline.waiting().size() == 1);
+    CHECK(pipeline.waiting().begin()->second == std::uint64_t{2 * second});
+    cause.packets = 3;
+    cause.bytes = 240;
+    KernelCounts counts{{cause}, {}, {}};
+    pipeline.summary(counts, 2 * second, false);
+    CHECK(shown.summaries.back().causes.empty());
+
+    pipeline.look(look_at(3 * second, rules, {{jump_place, 3}, {cgnat_place, 2}, {tcp81_place, 1}}));
+    CHECK(pipeline.waiting().empty());
+    REQUIRE(shown.drops.size() == 3);
+    REQUIRE(shown.drops[0].rule);
+    CHECK(shown.drops[0].rule->chain == "ts-input");
+    CHECK(shown.drops[0].site.kind == DropKind::rule);
+    CHECK(shown.drops[0].site.unknown.empty());
+    CHECK(shown.drops[1].rule->chain == "ts-input");
+    // tcp to port 81 from there: both rules could have done it.
+    CHECK_FALSE(shown.drops[2].rule);
+    CHECK(shown.drops[2].site.kind == DropKind::hook);
+    CHECK(shown.drops[2].site.unknown.find("2 rules could have done it") != std::string::npos);
+
+    pipeline.drop(dead(4 * second, 40000), cause); // never looked at
+    pipeline.stop_waiting();
+    REQUIRE(shown.drops.size() == 4);
+    CHECK(shown.drops[3].site.unknown.find("could not be looked at") != std::string::npos);
+
+    // Five more have died than there are records of.
+    counts.causes[0].packets = 9;
+    counts.causes[0].bytes = 720;
+    tsdt_flow_key flow{};
+    flow.cause_id = 3;
+    flow.family = 4;
+    flow.proto = IPPROTO_UDP;
+    std::memcpy(flow.saddr, dead(0, 1).saddr, 16);
+    std::memcpy(flow.daddr, dead(0, 1).daddr, 16);
+    flow.sport = htons(53);
+    flow.dport = htons(40000);
+    counts.flows.emplace_back(flow, 8);
+    pipeline.summary(counts, 5 * second, true);
+    const Summary& summary = shown.summaries.back();
+    CHECK(summary.packets() == 9);
+    REQUIRE(summary.causes.size() == 2);
+    CHECK_FALSE(summary.causes[0].example.rule);
+    CHECK(summary.causes[0].packets == 7);
+    CHECK(summary.causes[0].bytes == 560);
+    REQUIRE(summary.causes[0].flows.size() == 1);
+    CHECK(summary.causes[0].flows[0].packets == 6);
+    REQUIRE(summary.causes[1].example.rule);
+    CHECK(summary.causes[1].example.rule->chain == "ts-input");
+    CHECK(summary.causes[1].packets == 2);
+    CHECK(summary.causes[1].bytes == 160);
+    REQUIRE(summary.causes[1].flows.size() == 1);
+    CHECK(summary.causes[1].flows[0].packets == 2);
+}
+
+TEST_CASE("inference: where backends are exact nothing waits") {
+    decode::Machine machine;
+    machine.kernel = "6.18.44";
+    NoSnapshots snapshots;
+    Pipeline pipeline(machine, snapshots, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    Start start;
+    start.capabilities.iptables_legacy.exactness = start.capabilities.nftables.exactness = Exactness::exact;
+    pipeline.start(start);
+    pipeline.drop(dead(2 * second, 40000), cause_of_input());
+    CHECK(pipeline.waiting().empty());
+    CHECK(shown.drops.size() == 1);
 }

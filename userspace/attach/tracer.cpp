@@ -220,7 +220,7 @@ struct Tracer::State {
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
     bool nf_tables_at_start = false;
-    std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
+    std::string nft_problem; // kprobes: why nf_tables cannot be traced
 
     std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
     std::vector<BpfObject> hook_objects;               // their programs

@@ -190,14 +190,15 @@ std::string rule_line(const Drop& drop) {
         return "not known: " + (drop.site.unknown.empty() ? "nothing says which" : printable(drop.site.unknown));
     if (!drop.rule)
         return drop.site.kind == DropKind::kernel ? "" : "not known: its ruleset could not be read";
-    const std::string inferred =
-        is_inferred(drop) ? fmt::format(" (inferred from its counter, not seen: {})", printable(drop.rule->evidence))
-                          : std::string{};
+    const std::string& evidence = drop.rule->evidence;
+    const std::string inferred = is_inferred(drop) ? fmt::format(" (inferred from its counter, not seen{}{})",
+                                                                 evidence.empty() ? "" : ": ", printable(evidence))
+                                                   : std::string{};
     if (drop.site.kind == DropKind::policy)
         return fmt::format("none took the packet; the policy of {} is {}{}", printable(drop.rule->chain),
                            printable(drop.rule->verdict), inferred);
     if (drop.rule->text && drop.rule->stale)
-        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)";
+        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)" + inferred;
     if (drop.rule->text)
         return printable(*drop.rule->text) + inferred;
     if (!inferred.empty())

@@ -189,8 +189,7 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         return deliver(ruleset_from_json(text(payload)),
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
     case FrameType::look:
-        return deliver(look_from_json(text(payload)),
-                       [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
+        return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

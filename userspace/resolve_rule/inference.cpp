@@ -219,8 +219,7 @@ void Inference::add(Look look) {
     const std::size_t expected = look.snapshot ? places(*look.snapshot) : 0;
     if (look.begin_ns < 0 || look.end_ns < look.begin_ns || look.end_ns > INT64_MAX / 2)
         look.begin_ns = look.end_ns = 0; // from a recording that is not ours
-    if (look.problem.empty() &&
-        (!look.snapshot || look.packets.size() != expected || look.bytes.size() != expected))
+    if (look.problem.empty() && (!look.snapshot || look.packets.size() != expected || look.bytes.size() != expected))
         look.problem = "the counters that were read do not fit the rules";
     Ruleset* ruleset = find(look.kind, look.netns);
     if (!ruleset) {
@@ -339,8 +338,8 @@ std::string Inference::candidates(const Question& question, std::vector<Candidat
         if (!ruleset)
             return not_looked().unknown;
         const auto& seen = ruleset->seen;
-        const auto after = std::ranges::find_if(
-            seen, [&](const Seen& one) { return one.look.begin_ns > question.mono_ns; });
+        const auto after =
+            std::ranges::find_if(seen, [&](const Seen& one) { return one.look.begin_ns > question.mono_ns; });
         const auto before = std::find_if(seen.rbegin(), seen.rend(), [&](const Seen& one) {
             return one.look.end_ns + margin_ns < question.mono_ns;
         });
@@ -361,8 +360,9 @@ std::string Inference::candidates(const Question& question, std::vector<Candidat
             return (!window.has_counter(entry.place) || window.moved(entry.place).packets > 0) &&
                    entry.match.may_match(question.packet, question.hook.has_value());
         };
-        walk(*before->index, question, may_pass,
-             [&](std::size_t chain, std::size_t entry) { out.push_back({window, chain, entry}); });
+        walk(*before->index, question, may_pass, [&](std::size_t chain, std::size_t entry) {
+            out.push_back({window, chain, entry});
+        });
     }
     return "";
 }
@@ -452,9 +452,9 @@ std::vector<Answer> Inference::answer(const std::vector<const Question*>& questi
         const std::size_t place = candidate.what().place;
         const Counts moved = candidate.window.moved(place);
         const bool too_few = moved.packets < claim.sum.packets;
-        const bool others = counts_ip_length(*candidate.of().table) &&
-                            (moved.bytes < claim.sum.bytes ||
-                             (moved.packets == claim.sum.packets && moved.bytes != claim.sum.bytes));
+        const bool others =
+            counts_ip_length(*candidate.of().table) &&
+            (moved.bytes < claim.sum.bytes || (moved.packets == claim.sum.packets && moved.bytes != claim.sum.bytes));
         // Nothing speaks against a rule without a counter, except that the other one accounts for just these packets.
         const bool just_these = counts_ip_length(*candidate.of().table) && moved.packets == claim.sum.packets &&
                                 moved.bytes == claim.sum.bytes;
@@ -469,8 +469,8 @@ std::vector<Answer> Inference::answer(const std::vector<const Question*>& questi
                 answers[i].unknown = fmt::format("the only rule that has counted any has counted {}, while {} died: {}",
                                                  counted(moved.packets, "packet"), claim.sum.packets, name);
             else if (others)
-                answers[i].unknown = fmt::format(
-                    "the only rule that has counted any has counted packets of another length: {}", name);
+                answers[i].unknown =
+                    fmt::format("the only rule that has counted any has counted packets of another length: {}", name);
             else if (could_have[i].size() > 1 && !just_these)
                 answers[i].unknown = several(could_have[i]);
             else
@@ -490,12 +490,11 @@ Answer Inference::told(const Question& question, const Candidate& candidate, con
     rule->table = chain.table->name;
     rule->chain = chain.chain->name;
     rule->confidence = Confidence::inferred;
-    rule->evidence =
-        fmt::format("between two looks its counter rose by {}, {}{}; no other rule that could have dropped the packet has counted "
-                    "any{}",
-                    counted(moved.packets, "packet"), counted(moved.bytes, "byte"),
-                    beside_silent ? ", which is what has died" : "",
-                    beside_silent ? "; there are some without a counter" : "");
+    rule->evidence = fmt::format(
+        "between two looks its counter rose by {}, {}{}; no other rule that could have dropped the packet has counted "
+        "any{}",
+        counted(moved.packets, "packet"), counted(moved.bytes, "byte"), beside_silent ? ", which is what has died" : "",
+        beside_silent ? "; there are some without a counter" : "");
     if (candidate.is_policy()) {
         rule->path = {{rule->chain, std::nullopt, std::nullopt}};
         return {std::move(rule), true, ""};

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Where the kernel does not let a backend's rules be seen dropping: which rule has most likely dropped a packet, going by
-// the counters of all rules before it died and after. Pure: looks and packets in, answers out.
+// Where the kernel does not let a backend's rules be seen dropping: which rule has most likely dropped a packet, going
+// by the counters of all rules before it died and after. Pure: looks and packets in, answers out.
 //
 // The answer is what is left over. Of the rules and policies of the ruleset those are out that do not drop, that do not
-// stand at the packet's hook, that cannot match it, and whose counter has not moved. If one is left, and it has a counter
-// that has moved by at least as many packets and bytes as have died by it, it is the answer, marked inferred. Rules without
-// a counter are always left: beside one of these it must have moved by just as many. If none or several are left, or one
-// without a counter, or the ruleset is another one, there is no answer, but a sentence.
+// stand at the packet's hook, that cannot match it, and whose counter has not moved. If one is left, and it has a
+// counter that has moved by at least as many packets and bytes as have died by it, it is the answer, marked inferred.
+// Rules without a counter are always left: beside one of these it must have moved by just as many. If none or several
+// are left, or one without a counter, or the ruleset is another one, there is no answer, but a sentence.
 #pragma once
 
 #include <cstdint>
@@ -97,8 +97,7 @@ private:
     Ruleset* find(SnapshotKind kind, std::uint32_t netns);
     const Ruleset* find(SnapshotKind kind, std::uint32_t netns) const;
     std::string candidates(const Question& question, std::vector<Candidate>& out);
-    static Answer told(const Question& question, const Candidate& candidate, const Counts& moved,
-                       bool beside_silent);
+    static Answer told(const Question& question, const Candidate& candidate, const Counts& moved, bool beside_silent);
 
     std::list<Ruleset> rulesets_; // most recently used first
 };

@@ -31,8 +31,8 @@ struct BlobInfo {
 Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, const BlobInfo& info,
                                      std::span<const std::byte> bytes);
 
-// Takes the counters of all entries out of the blob, by offset, and leaves zeros there: what then remains is the same as
-// long as the rules are. Stops where the bytes are no such blob.
+// Takes the counters of all entries out of the blob, by offset, and leaves zeros there: what then remains is the same
+// as long as the rules are. Stops where the bytes are no such blob.
 std::map<std::uint32_t, Counts> take_counters(RuleFamily family, std::span<std::byte> bytes);
 
 } // namespace tsdroptrace::resolve_rule

@@ -186,7 +186,8 @@ std::optional<std::string> LiveLooks::look(Ruleset& ruleset, Look& look) {
             add(legacy != counters.tables.end() ? at(chain.policy_offset) : none);
         }
     }
-    const bool all = found == (ruleset.kind == SnapshotKind::nf_tables ? counters.nft.rules.size() : counters.tables.size());
+    const bool all =
+        found == (ruleset.kind == SnapshotKind::nf_tables ? counters.nft.rules.size() : counters.tables.size());
     return all ? std::nullopt : std::optional<std::string>("not all of the rules could be read");
 }
 

@@ -22,11 +22,11 @@ struct Look {
     static constexpr std::uint64_t no_counter = UINT64_MAX; // in `packets` and `bytes` of what has none
 
     SnapshotKind kind = SnapshotKind::nf_tables;
-    std::uint32_t netns = 0;                      // inode
-    std::uint32_t generation = 0;                 // of the snapshot: the same number, the same rules
-    std::int64_t begin_ns = 0, end_ns = 0;        // CLOCK_MONOTONIC: the counters were read in between
-    std::vector<std::uint64_t> packets, bytes;    // as many as the snapshot has places
-    std::string problem;                          // why it shows nothing, or not all rules; empty when it shows all
+    std::uint32_t netns = 0;                       // inode
+    std::uint32_t generation = 0;                  // of the snapshot: the same number, the same rules
+    std::int64_t begin_ns = 0, end_ns = 0;         // CLOCK_MONOTONIC: the counters were read in between
+    std::vector<std::uint64_t> packets, bytes;     // as many as the snapshot has places
+    std::string problem;                           // why it shows nothing, or not all rules; empty when it shows all
     std::shared_ptr<const Snapshot> snapshot = {}; // null with some problems; not part of a recording
 };
 

@@ -214,10 +214,10 @@ Result<NftCounters> read_nft_counters() {
         if (error != 0 && error != EINTR)
             break;
     }
-    return Error{ErrorKind::other, error == 0 || error == EINTR
-                                       ? "the nf_tables rules kept changing while their counters were read"
-                                       : fmt::format("cannot read the counters of nf_tables' rules: {}",
-                                                     std::strerror(error))};
+    return Error{ErrorKind::other,
+                 error == 0 || error == EINTR
+                     ? "the nf_tables rules kept changing while their counters were read"
+                     : fmt::format("cannot read the counters of nf_tables' rules: {}", std::strerror(error))};
 }
 
 } // namespace tsdroptrace::resolve_rule

@@ -34,9 +34,9 @@ std::optional<std::uint16_t> number(std::string_view text) {
 
 std::optional<std::uint16_t> protocol(std::string_view text) {
     constexpr std::pair<std::string_view, std::uint16_t> names[] = {
-        {"tcp", IPPROTO_TCP},          {"udp", IPPROTO_UDP},   {"udplite", IPPROTO_UDPLITE}, {"icmp", IPPROTO_ICMP},
+        {"tcp", IPPROTO_TCP},          {"udp", IPPROTO_UDP},       {"udplite", IPPROTO_UDPLITE}, {"icmp", IPPROTO_ICMP},
         {"ipv6-icmp", IPPROTO_ICMPV6}, {"icmpv6", IPPROTO_ICMPV6}, {"esp", IPPROTO_ESP},         {"ah", IPPROTO_AH},
-        {"sctp", IPPROTO_SCTP},        {"dccp", IPPROTO_DCCP}, {"gre", IPPROTO_GRE},
+        {"sctp", IPPROTO_SCTP},        {"dccp", IPPROTO_DCCP},     {"gre", IPPROTO_GRE},
     };
     for (const auto& [name, value] : names)
         if (name == text)
@@ -195,8 +195,8 @@ void RuleMatch::read_iptables(std::string_view text) {
         What what;
     };
     constexpr Option options[] = {
-        {"-s", What::src},         {"-d", What::dst},         {"-i", What::in_dev},      {"-o", What::out_dev},
-        {"-p", What::proto},       {"--sport", What::sport},  {"--dport", What::dport},  {"--sports", What::sport},
+        {"-s", What::src},         {"-d", What::dst},          {"-i", What::in_dev},       {"-o", What::out_dev},
+        {"-p", What::proto},       {"--sport", What::sport},   {"--dport", What::dport},   {"--sports", What::sport},
         {"--dports", What::dport}, {"--src-range", What::src}, {"--dst-range", What::dst},
     };
     const Words words = split_rule(text, true);
@@ -226,12 +226,15 @@ void RuleMatch::read_nft(std::string_view text) {
         std::string_view protocol; // that it implies
     };
     constexpr Key keys[] = {
-        {"ip", "saddr", What::src, ""},        {"ip", "daddr", What::dst, ""},        {"ip6", "saddr", What::src, ""},
-        {"ip6", "daddr", What::dst, ""},       {"ip", "protocol", What::proto, ""},   {"meta", "l4proto", What::proto, ""},
-        {"", "iifname", What::in_dev, ""},     {"", "iif", What::in_dev, ""},         {"", "oifname", What::out_dev, ""},
-        {"", "oif", What::out_dev, ""},        {"tcp", "sport", What::sport, "tcp"},  {"tcp", "dport", What::dport, "tcp"},
-        {"udp", "sport", What::sport, "udp"},  {"udp", "dport", What::dport, "udp"},  {"sctp", "sport", What::sport, "sctp"},
-        {"sctp", "dport", What::dport, "sctp"}, {"th", "sport", What::sport, ""},     {"th", "dport", What::dport, ""},
+        {"ip", "saddr", What::src, ""},         {"ip", "daddr", What::dst, ""},
+        {"ip6", "saddr", What::src, ""},        {"ip6", "daddr", What::dst, ""},
+        {"ip", "protocol", What::proto, ""},    {"meta", "l4proto", What::proto, ""},
+        {"", "iifname", What::in_dev, ""},      {"", "iif", What::in_dev, ""},
+        {"", "oifname", What::out_dev, ""},     {"", "oif", What::out_dev, ""},
+        {"tcp", "sport", What::sport, "tcp"},   {"tcp", "dport", What::dport, "tcp"},
+        {"udp", "sport", What::sport, "udp"},   {"udp", "dport", What::dport, "udp"},
+        {"sctp", "sport", What::sport, "sctp"}, {"sctp", "dport", What::dport, "sctp"},
+        {"th", "sport", What::sport, ""},       {"th", "dport", What::dport, ""},
     };
     // These say that the words are about something else than the packet's own headers; or part of a larger expression.
     constexpr std::string_view others[] = {"original", "reply", "vxlan", "geneve", "gre", "gretap", "fib", ".", "set"};
@@ -322,8 +325,9 @@ namespace {
 
 // Targets of iptables that never drop, or only when there is no memory.
 constexpr std::string_view harmless_targets[] = {
-    "LOG",  "NFLOG",     "ULOG", "MARK",   "CONNMARK", "CLASSIFY",    "CHECKSUM", "TRACE", "NOTRACK", "CT",  "SET", "TEE",
-    "AUDIT", "IDLETIMER", "LED",  "RATEEST", "SECMARK",  "CONNSECMARK", "HMARK",    "TOS",   "DSCP",    "TTL", "HL",
+    "LOG",     "NFLOG",       "ULOG",  "MARK", "CONNMARK", "CLASSIFY",  "CHECKSUM", "TRACE",
+    "NOTRACK", "CT",          "SET",   "TEE",  "AUDIT",    "IDLETIMER", "LED",      "RATEEST",
+    "SECMARK", "CONNSECMARK", "HMARK", "TOS",  "DSCP",     "TTL",       "HL",
 };
 
 // Words of nft that may drop, beside drop and reject.
