@@ -446,6 +446,31 @@ TEST_CASE("inference: nf_tables, a rule with a counter and its way") {
     CHECK(says(answers[1], "no rule that could have dropped it"));
 }
 
+TEST_CASE("inference: nf_tables, a map that may lead to any chain") {
+    // Places: in 0, its policy 1; sub 2, no policy 3.
+    Bench bench(nft_rules("table inet fw { # handle 1\n"
+                          "\tchain in { # handle 1\n"
+                          "\t\ttype filter hook input priority filter; policy accept;\n"
+                          "\t\tip saddr vmap @verdicts # handle 6\n"
+                          "\t}\n"
+                          "\tchain sub { # handle 2\n"
+                          "\t\tcounter drop # handle 8\n"
+                          "\t}\n"
+                          "}\n"));
+    for (const std::size_t place : {0u, 1u, 3u})
+        bench.no_counter(place);
+    bench.look();
+    const Question question = bench.dies(answer_of_dns());
+    bench.move(2);
+    bench.look();
+    const Answer answer = bench.answer(question);
+    INFO(answer.unknown);
+    REQUIRE(answer.rule); // it has counted just this packet; the map itself may drop, too
+    CHECK(answer.rule->chain == "sub");
+    REQUIRE(answer.rule->path.size() == 1);
+    CHECK(answer.rule->evidence.find("there are some without a counter") != std::string::npos);
+}
+
 TEST_CASE("inference: which packets are asked about") {
     Drop drop;
     drop.packet = answer_of_dns();

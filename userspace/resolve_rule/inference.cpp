@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cstring>
 #include <tuple>
+#include <unordered_map>
 
 #include <fmt/format.h>
 #include <linux/netfilter.h>
@@ -25,10 +26,12 @@ public:
         RuleMatch match;
         bool drops = false;
         std::vector<std::size_t> jumps; // indices of chains
+        bool jumps_anywhere = false;    // to any chain of the table: by a map whose elements are not known
     };
     struct Chain {
         const SnapshotTable* table;
         const SnapshotChain* chain;
+        std::size_t first; // index of the table's first chain
         std::vector<Entry> entries;
     };
 
@@ -37,49 +40,65 @@ public:
     const std::vector<Chain>& chains() const { return chains_; }
 
 private:
-    void add_jumps(Entry& entry, const SnapshotRule& rule, const SnapshotChain& chain, std::size_t first,
-                   const SnapshotTable& table) const;
-
     std::shared_ptr<const Snapshot> snapshot_;
     std::vector<Chain> chains_;
 };
+
+namespace {
+
+// The chains of one table that a rule can lead to.
+class Targets {
+public:
+    Targets(const SnapshotTable& table, std::size_t first) {
+        for (std::size_t i = 0; i < table.chains.size(); i++) {
+            const SnapshotChain& chain = table.chains[i];
+            if (chain.hook)
+                continue;
+            by_name_.emplace(chain.name, first + i);
+            if (chain.offset)
+                by_offset_.emplace(*chain.offset, first + i);
+        }
+    }
+
+    void fill_in(RulesetIndex::Entry& entry, const SnapshotRule& rule, Backend backend) const {
+        if (rule.jump_offset) {
+            if (const auto found = by_offset_.find(*rule.jump_offset); found != by_offset_.end())
+                entry.jumps.push_back(found->second);
+        } else if (rule.handle) {
+            const JumpTargets targets = jump_targets(rule, backend);
+            entry.jumps_anywhere = targets.any;
+            for (const std::string& name : targets.chains)
+                if (const auto found = by_name_.find(name); found != by_name_.end())
+                    entry.jumps.push_back(found->second);
+        }
+    }
+
+private:
+    std::unordered_map<std::string_view, std::size_t> by_name_;
+    std::unordered_map<std::uint32_t, std::size_t> by_offset_;
+};
+
+} // namespace
 
 RulesetIndex::RulesetIndex(std::shared_ptr<const Snapshot> snapshot) : snapshot_(std::move(snapshot)) {
     std::size_t place = 0;
     for (const SnapshotTable& table : snapshot_->tables) {
         const std::size_t first = chains_.size();
+        const Targets targets(table, first);
         for (const SnapshotChain& chain : table.chains) {
-            Chain& here = chains_.emplace_back(Chain{&table, &chain, {}});
+            Chain& here = chains_.emplace_back(Chain{&table, &chain, first, {}});
             for (std::size_t i = 0; i < chain.rules.size(); i++, place++) {
-                Entry entry{i, place, {}, may_drop(chain.rules[i], chain.backend), {}};
-                add_jumps(entry, chain.rules[i], chain, first, table);
-                if (!entry.drops && entry.jumps.empty())
+                Entry entry{i, place, {}, may_drop(chain.rules[i], chain.backend), {}, false};
+                targets.fill_in(entry, chain.rules[i], chain.backend);
+                if (!entry.drops && entry.jumps.empty() && !entry.jumps_anywhere)
                     continue;
                 entry.match = RuleMatch(chain.rules[i].text, chain.backend);
                 here.entries.push_back(std::move(entry));
             }
             if (chain.policy == "drop")
-                here.entries.push_back({policy, place, {}, true, {}});
+                here.entries.push_back({policy, place, {}, true, {}, false});
             place++;
         }
-    }
-}
-
-void RulesetIndex::add_jumps(Entry& entry, const SnapshotRule& rule, const SnapshotChain& chain, std::size_t first,
-                             const SnapshotTable& table) const {
-    const auto add = [&](auto leads_there) {
-        for (std::size_t i = 0; i < table.chains.size(); i++)
-            if (!table.chains[i].hook && leads_there(table.chains[i]))
-                entry.jumps.push_back(first + i);
-    };
-    if (rule.jump_offset) {
-        add([&](const SnapshotChain& target) { return target.offset == rule.jump_offset; });
-    } else if (rule.handle) {
-        const JumpTargets targets = jump_targets(rule, chain.backend);
-        if (targets.any || !targets.chains.empty())
-            add([&](const SnapshotChain& target) {
-                return targets.any || std::ranges::find(targets.chains, target.name) != targets.chains.end();
-            });
     }
 }
 
@@ -258,6 +277,7 @@ template <typename MayPass, typename Visit>
 void walk(const RulesetIndex& index, const Question& question, const MayPass& may_pass, const Visit& visit) {
     const auto& chains = index.chains();
     std::vector<bool> met(chains.size());
+    std::vector<bool> opened(chains.size()); // tables, by their first chain
     std::vector<std::size_t> to_visit;
     const auto meet = [&](std::size_t chain) {
         if (!met[chain])
@@ -278,6 +298,13 @@ void walk(const RulesetIndex& index, const Question& question, const MayPass& ma
                 visit(chain, i);
             for (const std::size_t target : entry.jumps)
                 meet(target);
+            const std::size_t first = chains[chain].first;
+            if (!entry.jumps_anywhere || opened[first])
+                continue;
+            opened[first] = true;
+            for (std::size_t j = first; j < chains.size() && chains[j].first == first; j++)
+                if (!chains[j].chain->hook)
+                    meet(j);
         }
     }
 }
@@ -303,15 +330,19 @@ private:
                 answer_ = way_;
             return;
         }
-        if (way_.size() >= max_depth)
+        if (way_.size() >= max_depth || ++looked_at_ > max_looked_at)
             ways_ = 2;
         for (const RulesetIndex::Entry& entry : chains_[chain].entries) {
             if (++looked_at_ > max_looked_at)
                 ways_ = 2;
             if (ways_ > 1)
                 return;
-            if (entry.jumps.empty() || !may_pass_(entry))
+            if ((entry.jumps.empty() && !entry.jumps_anywhere) || !may_pass_(entry))
                 continue;
+            if (entry.jumps_anywhere) {
+                ways_ = 2;
+                return;
+            }
             const SnapshotRule& rule = chains_[chain].chain->rules[entry.rule];
             way_.push_back({chains_[chain].chain->name, static_cast<std::uint32_t>(entry.rule + 1), rule.handle});
             for (const std::size_t target : entry.jumps)
