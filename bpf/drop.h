@@ -26,6 +26,7 @@ const volatile bool by_reason;
 const volatile bool by_netns;
 const volatile bool by_device;  // is in `devices`
 const volatile bool rules_only; // a rule or a policy dropped it
+const volatile bool inferred;   // which rule dropped a packet, userspace infers: here it may be any that netfilter dropped
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -289,7 +290,8 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 {
 	if (!drop)
 		return 0;
-	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY))
+	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY) &&
+	    !(inferred && drop->key.source == TSDT_SOURCE_NETFILTER))
 		return 0;
 	if (by_netns && !chosen(TSDT_CHOICE_NETNS, drop->key.netns))
 		return 0;
@@ -482,7 +484,8 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 	scratch->drop.key.unknown = TSDT_UNKNOWN_QUEUE;
 	return NULL;
 }
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 }
 static __always_inline void list_hook_functions(struct tsdt_cause *cause, u64 skb)
@@ -541,14 +544,15 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 }
 
 // At which hook nf_hook_slow has dropped the packet: by who called it.
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
 	u32 hook;
 
 	if (!search || bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) <= 0)
 		return;
-	hook = find_hook(emitter, location);
+	hook = find_hook(emitter, location, below);
 	if (!hook)
 		return;
 	drop->key.pf = hook >> 8;
@@ -611,7 +615,8 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
 		cause->steps = 1;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
-	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
+	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff &&
+		   place_of(cause->key.location, scratch) == PLACE_NF_HOOK_SLOW) {
 		list_hook_functions(cause, skb);
 	} else if (with_verdict) {
 		cause->family = verdict->family;
@@ -731,8 +736,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
 		drop->key.unknown = COMPAT_UNKNOWN_UNSEEN;
-		if (place == PLACE_NF_HOOK_SLOW)
-			find_hook_of_drop(ctx, drop, emitter, location);
+		// nft_do_chain, where it is not traced: its caller stands at the hook.
+		if (place == PLACE_NF_HOOK_SLOW || place == PLACE_NFT_DO_CHAIN)
+			find_hook_of_drop(ctx, drop, emitter, location, place == PLACE_NFT_DO_CHAIN);
 	}
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))

@@ -96,6 +96,7 @@ Drop native() {
     rule.text = "iifname != \"tailscale0*\" ip saddr 100.64.0.0/10 counter packets 3 bytes 252 drop";
     rule.path = {{"INPUT", 1, 5}, {"ts-input", 3, 10}};
     rule.confidence = Confidence::inferred;
+    rule.evidence = "between two looks its counter rose by 3 packets, 252 bytes";
     rule.stale = true;
     drop.rule = std::make_shared<Rule>(rule);
     explained(drop);
@@ -764,6 +765,7 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                       {{"chain", "ts-input"}, {"number", 3}, {"handle", nullptr}}}},
                     {"verdict", "drop"},
                     {"confidence", "exact"},
+                    {"evidence", nullptr},
                     {"stale", false},
                     {"owner", "Tailscale"}};
     CHECK(line["rule"] == rule);
@@ -823,6 +825,7 @@ TEST_CASE("a changed ruleset in JSON", "[output]") {
                                             {"path", {{{"chain", "INPUT"}, {"number", 1}, {"handle", nullptr}}}},
                                             {"verdict", "drop"},
                                             {"confidence", "exact"},
+                                            {"evidence", nullptr},
                                             {"stale", false},
                                             {"owner", nullptr}});
 

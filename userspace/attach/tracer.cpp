@@ -212,6 +212,7 @@ struct Tracer::State {
     std::vector<Link> emitter_links;
     std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
     std::uint64_t missed_before = 0;                // by earlier emitters
+    bool without_functions = false;                 // none can be traced
     std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
@@ -219,7 +220,8 @@ struct Tracer::State {
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
-    std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
+    bool nf_tables_at_start = false;
+    std::string nft_problem; // kprobes: why nf_tables cannot be traced
 
     std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
     std::vector<BpfObject> hook_objects;               // their programs
@@ -515,6 +517,7 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("by_netns", !filter.netns.empty());
     object.set_constant("by_device", !filter.devices.empty());
     object.set_constant("rules_only", filter.rules_only);
+    object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
@@ -666,6 +669,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
             state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
                                  "nf_tables' structures as 5.10 does";
     }
+    state->nf_tables_at_start = state->types->function("nft_do_chain").has_value();
     state->modules = state->modules_now();
     state->names = state->types->names();
     auto reasons = decode::reason_codes(filter.reasons, state->names);
@@ -674,8 +678,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
+    state->without_functions = !state->problem.empty();
     if (const int error = state->add(state->problem.empty(), true)) {
         // Without the functions of netfilter there are still the drops themselves.
+        state->without_functions = true;
         if (const int drops_error = state->add(false, true))
             return explain_load_failure(-drops_error);
         state->problem =
@@ -778,31 +784,45 @@ bool Tracer::traces(std::string_view function) const {
     return state_->traces(function);
 }
 
+bool Tracer::has_nf_tables() const {
+    return state_->nf_tables_at_start || module_is_loaded("nf_tables");
+}
+
 const decode::KernelNames& Tracer::names() const {
     return state_->names;
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, const std::string& problem,
+    // What cannot be seen shows in the counters of the rules, which userspace reads.
+    const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
                              std::initializer_list<const char*> needed) -> Capability {
+        const auto by_counters = [inferred](const std::string& why) -> Capability {
+            return {Exactness::inferred, fmt::format("{}; {}", inferred, why)};
+        };
         if (!problem.empty())
-            return {Exactness::unavailable, problem};
+            return by_counters(problem);
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
             return {Exactness::exact, std::string(state_->on_kprobes() ? limits_of_kprobes : "")};
         if (!state_->problem.empty())
-            return {Exactness::unavailable, state_->problem};
+            return by_counters(state_->problem);
         if (!module_is_loaded(module))
             return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
         for (const char* function : needed)
             if (!state_->traces(function))
-                return {Exactness::unavailable, fmt::format("this kernel does not let {} be traced", function)};
+                return by_counters(fmt::format("this kernel does not let {} be traced", function));
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables =
-        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    const auto nf_tables = [&](const char* inferred) {
+        return backend("nf_tables", state_->nft_problem, inferred,
+                       {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    };
+    capabilities.nftables = nf_tables("only rules with a counter, by reading it before and after a packet has died");
+    capabilities.iptables_nft = nf_tables("rules, not policies, by reading their counters before and after a packet "
+                                          "has died");
+    capabilities.iptables_legacy =
+        backend("ip_tables", "", "by reading the counters of rules and policies before and after a packet has died",
+                {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 

@@ -353,13 +353,32 @@ std::optional<Owner> Explainer::owner(const Rule& rule) const {
     return owner;
 }
 
+namespace {
+
+// What follows from a rule that nobody saw dropping the packet says so, each sentence for itself.
+std::shared_ptr<const Explanation> with_doubt(std::shared_ptr<const Explanation> explanation, const Drop& drop) {
+    if (!explanation || !drop.rule || drop.rule->confidence == Confidence::exact)
+        return explanation;
+    auto doubtful = std::make_shared<Explanation>(*explanation);
+    const std::string_view what = drop.site.kind == DropKind::policy ? "policy" : "rule";
+    doubtful->summary = fmt::format("If it was this {}, which is inferred from its counter and was not seen: {}", what,
+                                    doubtful->summary);
+    for (Fix& fix : doubtful->fixes)
+        if (!fix.risk.starts_with("none"))
+            fix.risk = fmt::format("helps only if it was this {}; {}", what, fix.risk);
+    return doubtful;
+}
+
+} // namespace
+
 std::shared_ptr<const Explanation> Explainer::explain(const Drop& drop) const {
     const Context context{drop, drop.owner || !drop.rule ? drop.owner : owner(*drop.rule), plain_iptables_,
                           service_of(peer(drop))};
     if (drop.site.kind != DropKind::kernel) {
         const auto cause = std::ranges::find_if(causes(), [&](const KnownCause& k) { return fits(k, context); });
-        return cause == causes().end() ? nullptr
-                                       : compose(std::string(cause->id), cause->sentences, cause->fixes, context);
+        return cause == causes().end()
+                   ? nullptr
+                   : with_doubt(compose(std::string(cause->id), cause->sentences, cause->fixes, context), drop);
     }
     const std::string_view reason = reason_of(drop.site), symbol = symbol_of(drop.site.location);
     for (const KnownReason& known : reasons()) {

@@ -191,6 +191,10 @@ std::string schema() {
             "path": { "type": "array", "items": { "$ref": "#/$defs/step" } },
             "verdict": { "type": "string" },
             "confidence": { "enum": ["exact", "inferred"] },
+            "evidence": {
+              "description": "what it is inferred from; null where it is exact",
+              "$ref": "#/$defs/text_or_null"
+            },
             "stale": { "description": "the ruleset changed before its text was looked up", "type": "boolean" },
             "owner": { "$ref": "#/$defs/text_or_null" }
           }

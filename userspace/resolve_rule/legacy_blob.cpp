@@ -334,4 +334,24 @@ Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, c
     return table;
 }
 
+namespace {
+
+template <typename Header>
+std::map<std::uint32_t, Counts> take_counters_of(std::span<std::byte> bytes) {
+    std::map<std::uint32_t, Counts> counters;
+    Header header;
+    for (std::size_t offset = 0; load(bytes, offset, header) && header.next_offset >= sizeof(Header);
+         offset += header.next_offset) {
+        counters.emplace(static_cast<std::uint32_t>(offset), Counts{header.counters.pcnt, header.counters.bcnt});
+        std::memset(bytes.data() + offset + offsetof(Header, counters), 0, sizeof(header.counters));
+    }
+    return counters;
+}
+
+} // namespace
+
+std::map<std::uint32_t, Counts> take_counters(RuleFamily family, std::span<std::byte> bytes) {
+    return family == RuleFamily::ip6 ? take_counters_of<ip6t_entry>(bytes) : take_counters_of<ipt_entry>(bytes);
+}
+
 } // namespace tsdroptrace::resolve_rule

@@ -6,9 +6,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string_view>
 
+#include "resolve_rule/look.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
@@ -19,6 +21,7 @@ struct BlobInfo {
     std::uint32_t valid_hooks = 0; // bits
     std::array<std::uint32_t, 5> hook_entry{}, underflow{};
     std::uint32_t num_entries = 0;
+    bool operator==(const BlobInfo&) const = default;
 };
 
 // The chains of the table, its rules at the offsets by which the kernel's side names them. Family is ip or
@@ -27,5 +30,9 @@ struct BlobInfo {
 // the bytes are not such a blob; never reads past them.
 Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, const BlobInfo& info,
                                      std::span<const std::byte> bytes);
+
+// Takes the counters of all entries out of the blob, by offset, and leaves zeros there: what then remains is the same
+// as long as the rules are. Stops where the bytes are no such blob.
+std::map<std::uint32_t, Counts> take_counters(RuleFamily family, std::span<std::byte> bytes);
 
 } // namespace tsdroptrace::resolve_rule

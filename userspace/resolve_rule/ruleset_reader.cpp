@@ -186,22 +186,29 @@ std::vector<std::string> table_names(RuleFamily family, std::vector<std::string>
     return names;
 }
 
+Result<Fd> raw_socket(RuleFamily family) {
+    Fd socket(::socket(family == RuleFamily::ip6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
+    if (!socket)
+        return Error{ErrorKind::other, fmt::format("cannot open a raw socket: {}", std::strerror(errno))};
+    return socket;
+}
+
 Result<Snapshot> read_legacy(RuleFamily family, std::size_t max_rules) {
     Snapshot snapshot;
     snapshot.kind = family == RuleFamily::ip6 ? SnapshotKind::ip6_tables : SnapshotKind::ip_tables;
     std::vector<std::string> names = table_names(family, snapshot.problems);
     if (names.empty())
         return snapshot;
-    Fd socket(::socket(family == RuleFamily::ip6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
+    const auto socket = raw_socket(family);
     if (!socket)
-        return Error{ErrorKind::other, fmt::format("cannot open a raw socket: {}", std::strerror(errno))};
+        return socket.error();
 
     auto program = find_save_program(family, "legacy");
     if (!program)
         snapshot.problems.push_back("iptables-legacy-save is not installed: matches and targets lack their details");
     std::size_t rules = 0;
     for (const std::string& name : names) {
-        auto blob = read_blob(socket.get(), family, name);
+        auto blob = read_blob(socket->get(), family, name);
         auto table =
             blob ? parse_ipt_blob(family, name, blob->info, blob->entries()) : Result<SnapshotTable>(blob.error());
         if (!table) {
@@ -222,6 +229,25 @@ Result<Snapshot> read_legacy(RuleFamily family, std::size_t max_rules) {
 }
 
 } // namespace
+
+Result<std::vector<LegacyTable>> read_legacy_tables(RuleFamily family) {
+    std::vector<std::string> problems;
+    std::vector<LegacyTable> tables;
+    const std::vector<std::string> names = table_names(family, problems);
+    if (names.empty())
+        return tables;
+    const auto socket = raw_socket(family);
+    if (!socket)
+        return socket.error();
+    for (const std::string& name : names) {
+        auto blob = read_blob(socket->get(), family, name);
+        if (!blob)
+            return blob.error();
+        const auto entries = blob->entries();
+        tables.push_back({name, blob->info, {entries.begin(), entries.end()}});
+    }
+    return tables;
+}
 
 Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules) {
     Result<Snapshot> snapshot = Error{};

@@ -5,7 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
+#include "resolve_rule/legacy_blob.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
@@ -23,5 +26,16 @@ namespace tsdroptrace::resolve_rule {
 // ip_tables, ip6_tables: the tables in /proc/net/ip_tables_names, by getsockopt, with iptables-legacy-save's
 // words.
 Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules);
+
+// A table of ip_tables or ip6_tables as the kernel hands it out.
+struct LegacyTable {
+    std::string name;
+    BlobInfo info;
+    std::vector<std::byte> entries;
+    bool operator==(const LegacyTable&) const = default;
+};
+
+// All tables of that family in the calling thread's network namespace. Takes some 10 us for each hundred rules.
+Result<std::vector<LegacyTable>> read_legacy_tables(RuleFamily family);
 
 } // namespace tsdroptrace::resolve_rule

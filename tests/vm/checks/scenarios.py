@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
-from . import differential, hooks
+from . import differential, hooks, inferred
 from .guest import Run, check_lines, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -885,7 +885,7 @@ def all_checks(report, guest, validator, program):
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
-    wanted += hooks.SCENARIOS
+    wanted += hooks.SCENARIOS + inferred.SCENARIOS
 
     def ran(group):
         for name in wanted:
@@ -905,6 +905,8 @@ def all_checks(report, guest, validator, program):
         run(f"replay of every kind of rule, {backend}", replay, guest, validator, program, f"exact-{backend}")
         run(f"random rules, {backend}", differential.random_rules, guest, validator, backend)
         run(f"rules that change while they drop, {backend}", differential.churn, guest, validator, backend)
+        run(f"rules inferred from their counters, {backend}", inferred.inferred, guest, validator, backend)
+        run(f"replay of inferred rules, {backend}", replay, guest, validator, program, f"inferred-{backend}")
     run("random rules of two backends at once", differential.random_rules, guest, validator, "mixed")
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
