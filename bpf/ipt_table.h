@@ -268,11 +268,13 @@ struct walk {
 	u32 count;
 	u32 limit; // candidates there is room for
 	u32 complete;
-	u32 family;
+	u16 head_size, target_at, counters_at; // of an entry of this family
+#ifndef TSDT_KPROBES
 	// Bridges:
 	u64 counters; // of this CPU
 	u32 rules;    // so far
 	u32 needs, drop_chains, drop_chain; // as in struct table_slot
+#endif
 };
 
 // The first eight bytes of a name as one number: the verifier follows every branch of a loop over them. Of a name that
@@ -292,13 +294,13 @@ static __always_inline bool target_may_fail(u64 name)
 
 // arp_tables' mangle ends with the verdict that the rule says. With another one than DROP it could only drop a packet
 // which is not ARP over Ethernet: then no rule is named.
-static __always_inline bool mangle_drops(u64 target)
+static __always_inline __attribute__((unused)) bool mangle_drops(u64 address, struct xt_entry_target_head *target)
 {
-	const struct arpt_mangle *mangle = (void *)(target + __builtin_offsetof(struct xt_entry_target_head, verdict));
-	int verdict = -1;
+	const struct arpt_mangle *mangle = (void *)(address + __builtin_offsetof(struct xt_entry_target_head, verdict));
 
-	bpf_probe_read_kernel(&verdict, sizeof(verdict), &mangle->target);
-	return verdict == NF_DROP;
+	target->verdict = -1;
+	bpf_probe_read_kernel(&target->verdict, sizeof(target->verdict), &mangle->target);
+	return target->verdict == NF_DROP;
 }
 
 // The rule where the walk stands. False: there is no room.
@@ -331,8 +333,8 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 	if (!traces_legacy || !walk || walk->at >= walk->size)
 		return 1;
 	entry = walk->entries + walk->at;
-	bpf_probe_read_kernel(&offset, sizeof(offset), (void *)(entry + ENTRY(walk->family, target_offset)));
-	if (offset.target < ENTRY_SIZE(walk->family) || offset.next < offset.target + sizeof(struct xt_counters))
+	bpf_probe_read_kernel(&offset, sizeof(offset), (void *)(entry + walk->target_at));
+	if (offset.target < walk->head_size || offset.next < offset.target + sizeof(struct xt_counters))
 		goto broken;
 	bpf_probe_read_kernel(&target, __builtin_offsetof(struct xt_entry_target_head, errorname) + 4,
 			      (void *)(entry + offset.target));
@@ -361,13 +363,16 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 			goto next;
 		} else {
 			extension = target_may_fail(name);
-			drops = extension || NAME_IS(name, "REJECT") ||
-				(NAME_IS(name, "mangle") && mangle_drops(entry + offset.target));
+			drops = extension || NAME_IS(name, "REJECT");
+#ifndef TSDT_KPROBES // there the stack has no room for it: no rule is named
+			if (NAME_IS(name, "mangle"))
+				drops = mangle_drops(entry + offset.target, &target);
+#endif
 		}
 	}
 	walk->number++;
 	if (drops) {
-		u64 counter = entry + ENTRY(walk->family, counters);
+		u64 counter = entry + walk->counters_at;
 
 		if (percpu_counters) {
 			bpf_probe_read_kernel(&counter, sizeof(counter), (void *)counter);
@@ -486,7 +491,7 @@ static __noinline int walk_bridge_table(struct walk *walk, u64 private)
 static __always_inline int walk_bridge_table(struct walk *walk, u64 private) { return 0; }
 #endif
 
-static __always_inline void walk_table(struct walk *walk, u64 address)
+static __always_inline void walk_table(struct walk *walk, u64 address, u32 family)
 {
 	struct xt_table_info *private = (struct xt_table_info *)address;
 
@@ -494,7 +499,10 @@ static __always_inline void walk_table(struct walk *walk, u64 address)
 	walk->size = BPF_CORE_READ(private, size);
 	BPF_CORE_READ_INTO(&walk->hook_entry, private, hook_entry);
 	BPF_CORE_READ_INTO(&walk->underflow, private, underflow);
-	if (walk->family == FAMILY_ARP) // has three hooks; the rest is not filled in
+	walk->head_size = ENTRY_SIZE(family);
+	walk->target_at = ENTRY(family, target_offset);
+	walk->counters_at = ENTRY(family, counters);
+	if (family == FAMILY_ARP) // has three hooks; the rest is not filled in
 		walk->hook_entry[3] = walk->hook_entry[4] = ~0u;
 	walk->cpu_offset = this_cpu_offset();
 	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
@@ -536,7 +544,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
 	struct table_slot *slot;
 	u64 private;
-	struct walk walk = {.complete = 1, .family = family};
+	struct walk walk = {.complete = 1};
 	u32 now = generation(TSDT_GENERATION_X_TABLES), doubts = here->doubts;
 
 	if (!traces_legacy || !tables)
@@ -561,7 +569,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	if (is_bridge_table(table_address))
 		walk_bridge_table(&walk, private);
 	else
-		walk_table(&walk, private);
+		walk_table(&walk, private, family);
 
 	if (!walk.complete && tables->used && may_restart(tables)) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
@@ -569,9 +577,11 @@ __noinline int take_shadow(u64 table_address, u32 family)
 		return 0;
 	}
 	slot->private = private;
+#ifndef TSDT_KPROBES
 	slot->needs = walk.needs;
 	slot->drop_chains = walk.drop_chains;
 	slot->drop_chain = walk.drop_chain;
+#endif
 	slot->doubts = here->any_ending ? doubts - 1 : doubts; // what is ending now may be another bridge's packet
 	slot->first = walk.first;
 	slot->count = walk.count;
@@ -899,6 +909,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	u64 skb = here->skb;
 	bool any_open;
 
+	barrier_var(reader); // with kprobes it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
 	here->skb = no_mark(here);

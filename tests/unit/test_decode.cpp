@@ -203,7 +203,7 @@ TEST_CASE("decode: who changed a ruleset") {
     CHECK_FALSE(decode_changer(record).parent);
     record.ruleset = TSDT_RULESET_MAX;
     CHECK(read_ruleset_change(bytes(record)).error().message ==
-          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 3");
+          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 6");
     const std::vector<std::byte> large(sizeof(record) + 1);
     for (std::size_t size = 0; size <= large.size(); ++size)
         CHECK(bool(read_ruleset_change(std::span(large).first(size))) == (size == sizeof(record)));

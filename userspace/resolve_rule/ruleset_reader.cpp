@@ -289,9 +289,19 @@ Result<std::vector<std::byte>> read_ebt_blob(int socket, const std::string& tabl
     return Error{ErrorKind::other, fmt::format("bridge table {}: {}", table, std::strerror(errno))};
 }
 
+// Whether the table's module has been unloaded: to ask for it would load it again.
+bool bridge_table_is_gone(const std::string& table) {
+    const auto is_module = [](const std::string& name) {
+        return access(fmt::format("/sys/module/{}/initstate", name).c_str(), F_OK) == 0;
+    };
+    return is_module("ebtables") && !is_module("ebtable_" + table);
+}
+
 // Only where the table is known to be there: see ruleset_reader.h.
 Result<Snapshot> read_bridge_table(SnapshotKind kind, std::size_t max_rules) {
     const std::string name = kind == SnapshotKind::bridge_nat ? "nat" : "filter";
+    if (bridge_table_is_gone(name))
+        return Error{ErrorKind::other, fmt::format("bridge table {} is not there any more", name)};
     Fd socket(::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
     if (!socket)
         return Error{ErrorKind::other, fmt::format("cannot open a raw socket: {}", std::strerror(errno))};

@@ -418,6 +418,12 @@ def legacy_arp(group, guest, validator):
         group.equal(len(drops), 4 if asked == "10.0.0.86" else 3, f"requests for {asked} that were dropped")
         chain, number = path[-1]
         text = rules.rule("arp", "filter", chain, number).text if number else None
+        if guest.old and asked == "10.0.0.83":  # rules of that target are not watched
+            for drop in drops:
+                group.fields(drop, {"rule": None, "drop": {
+                    "kind": "hook", "unknown": lambda text: "an extension target" in (text or "")}}, f"5.10: {asked}")
+            by_rule[chain, number] += len(drops)
+            continue
         for drop in drops:
             what = f"request for {asked}"
             group.fields(drop, {"drop": {"kind": "rule" if number else "policy", "hook": hook, "unknown": None,
@@ -477,7 +483,7 @@ def legacy_bridge(group, guest, validator):
         for port, (hook, _, _) in cases.items():
             drops = run.drops_to_port(port)
             group.equal((len(drops), [d["rule"] for d in drops]), (4, [None] * 4), f"5.10: drops to port {port}")
-            if hook != "prerouting":
+            if hook in ("forward", "input", "postrouting"):
                 expect_untold(group, drops, "nf_hook_slow", "no rule was seen", f"5.10: port {port}")
         return
     counted = Counter()
