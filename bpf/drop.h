@@ -118,6 +118,7 @@ enum place {
 	PLACE_NF_HOOK_SLOW = 3,
 	PLACE_NF_QUEUE = 4,
 	PLACE_REINJECT = 5,
+	PLACE_BRIDGE_PREROUTING = 6, // nf_hook_slow's part there; but not all that dies in it is netfilter's
 };
 
 struct {
@@ -334,6 +335,8 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 		place = PLACE_NF_QUEUE;
 	else if (begins_with(scratch->symbol, "nf_reinject+", 12) || begins_with(scratch->symbol, "nfqnl_reinject+", 15))
 		place = PLACE_REINJECT;
+	else if (begins_with(scratch->symbol, "br_handle_frame+", 16) || begins_with(scratch->symbol, "nf_hook_bridge_pre", 18))
+		place = PLACE_BRIDGE_PREROUTING;
 	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
 	return place;
 }
@@ -711,11 +714,14 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	drop->key.hook = 0xff;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
+	if (place == PLACE_BRIDGE_PREROUTING &&
+	    !(verdict && verdict->pf == NFPROTO_BRIDGE && verdict->hook == NF_BR_PRE_ROUTING))
+		place = PLACE_OTHER;
 	if (rules_only && place == PLACE_OTHER)
 		return 0;
 	// A table's verdict is carried out in nf_hook_slow, or after a queue in nf_reinject. One that is still there when
 	// the packet dies elsewhere was about an earlier packet, in the same skb.
-	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT)
+	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT && place != PLACE_BRIDGE_PREROUTING)
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);

@@ -274,7 +274,8 @@ void LiveRun::watch_rulesets(bool at_start) {
         const char* module;
     } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain", "/sys/module/nf_tables"},
                  {SnapshotKind::ip_tables, "ipt_do_table", "/sys/module/ip_tables"},
-                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"}};
+                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"},
+                 {SnapshotKind::arp_tables, "arpt_do_table", "/sys/module/arp_tables"}};
     for (const auto& [kind, function, module] : kinds) {
         if (tracer_->traces(function))
             watch_.watch(kind, machine_.own_netns, Clock::now(), absent_.contains(kind));

@@ -267,6 +267,39 @@ TEST_CASE("a policy is explained as one", "[explain]") {
     CHECK(has(forward->fixes[0].risk, "DOCKER-USER"));
 }
 
+TEST_CASE("legacy tables of ARP and of bridges have tools of their own", "[explain]") {
+    struct Form {
+        RuleFamily family;
+        const char* show;
+    };
+    const Form form = GENERATE(Form{RuleFamily::arp, "arptables-legacy -t filter -L FORWARD -n -v --line-numbers"},
+                               Form{RuleFamily::bridge, "ebtables-legacy -t filter -L FORWARD --Ln --Lc"});
+    Drop drop = incident();
+    drop.site.hook = Hook::forward;
+    edit_rule(drop, [&](Rule& rule) {
+        rule.family = form.family;
+        rule.chain = "FORWARD";
+        rule.path = {{"FORWARD", 3, std::nullopt}};
+    });
+    // No command of iptables would do anything there.
+    auto explanation = Explainer().explain(drop);
+    REQUIRE(explanation);
+    CHECK(explanation->id == "unowned-rule");
+    CHECK(actions(*explanation) == std::vector<std::string>{form.show});
+
+    // And the chain that Docker gives a policy to is another one.
+    drop.site.kind = DropKind::policy;
+    edit_rule(drop, [](Rule& rule) {
+        rule.number.reset();
+        rule.text.reset();
+        rule.path = {{"FORWARD", std::nullopt, std::nullopt}};
+    });
+    explanation = Explainer().explain(drop);
+    REQUIRE(explanation);
+    CHECK(explanation->id == "policy");
+    CHECK(actions(*explanation) == std::vector<std::string>{form.show});
+}
+
 TEST_CASE("a hook without a rule says what is not known", "[explain]") {
     Drop drop = incident();
     drop.rule = nullptr;

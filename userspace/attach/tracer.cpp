@@ -112,11 +112,16 @@ Error explain_load_failure(int error) {
 
 constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
 
-// How many chunks of candidate rules each CPU gets, per address family: 4 MB in all, 8192 rules at most.
+// How many chunks of candidate rules each CPU gets, for IPv4 and again for IPv6: 4 MB in all, 8192 rules at most.
 std::uint32_t pool_chunks(int cpus) {
     constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
     return static_cast<std::uint32_t>(
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
+}
+
+// Few have many rules for ARP, or for bridges.
+std::uint32_t pool_chunks_small(int cpus) {
+    return std::max(pool_chunks(cpus) / 8, 2u);
 }
 
 // Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
@@ -128,6 +133,15 @@ bool is_hook_function_program(std::string_view function) {
 // is there then.
 bool is_queue_program(std::string_view function) {
     return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
+}
+
+// Targets of ebtables that may drop: enum bridge_target of bpf/ebt_table.h, in its order. (ebtables-nft has them too,
+// but there they need no program of their own.)
+constexpr std::string_view bridge_targets[] = {"ebt_arpreply_tg", "ebt_dnat_tg", "ebt_snat_tg", "ebt_redirect_tg",
+                                               "ebt_mark_tg"};
+
+bool is_bridge_target(std::string_view function) {
+    return std::ranges::find(bridge_targets, function) != std::end(bridge_targets);
 }
 
 bool rules_may_queue(const KernelTypes& types) {
@@ -197,7 +211,8 @@ struct Tracer::State {
         std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
         std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
-        std::uint64_t* stood_in = nullptr;             // not where a program is run on top of itself: with kprobes
+        std::uint32_t* bridge_targets_traced = nullptr;
+        std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: with kprobes
     };
 
     Filter filter;
@@ -246,6 +261,7 @@ struct Tracer::State {
     std::set<std::string> modules_now() const { return on_kprobes() ? modules_loaded() : modules_with_btf(); }
     std::uint64_t missed() const; // how often the emitter could not be run
     void forget_lost_changes();
+    void tell_bridge_targets() const;
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
@@ -309,6 +325,7 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
         const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
         const bool load = needed && !is_hook_function_program(function) &&
                           (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
+                          (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
                           !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
         bpf_program__set_autoload(program, load);
         any |= load;
@@ -353,6 +370,7 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.expressions_loaded, "expressions_loaded");
     keep(counts.expressions_traced, "expressions_traced");
     keep(counts.queue_handler_absent, "queue_handler_absent");
+    keep(counts.bridge_targets_traced, "bridge_targets_traced");
     keep(counts.stood_in, "stood_in");
 }
 
@@ -488,6 +506,13 @@ std::uint64_t Tracer::State::missed() const {
     return info.recursion_misses;
 }
 
+void Tracer::State::tell_bridge_targets() const {
+    std::uint32_t traced = 0;
+    for (std::size_t i = 0; i < std::size(bridge_targets); ++i)
+        traced |= traces(bridge_targets[i]) ? 1u << i : 0;
+    __atomic_store_n(counts.bridge_targets_traced, traced, __ATOMIC_RELEASE);
+}
+
 void Tracer::State::forget_lost_changes() {
     for (std::size_t which = 0; which < lost_changes.size(); ++which) {
         const std::uint32_t generation = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
@@ -500,7 +525,7 @@ void Tracer::State::forget_lost_changes() {
 }
 
 void Tracer::State::set_sizes(const BpfObject& object) const {
-    object.set_max_entries("pool", 2 * pool_chunks(cpus));
+    object.set_max_entries("pool", 2 * (pool_chunks(cpus) + pool_chunks_small(cpus)));
     object.set_max_entries("verdicts", 1024 + 256 * static_cast<std::uint32_t>(cpus));
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
 }
@@ -522,6 +547,7 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("percpu_counters", cpus > 1);
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
     object.set_constant("pool_chunks", pool_chunks(cpus));
+    object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (!on_kprobes())
         return;
     for (const std::string_view function : {"nf_hook_slow", "nf_queue", "nf_reinject"}) {
@@ -563,8 +589,13 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     set_constants(object, instance);
     set_sizes(object);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
-    const bool adds_legacy = object.autoload("ipt_do_table_begin") || object.autoload("ip6t_do_table_begin");
-    const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
+    constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
+    const bool adds_legacy = std::ranges::any_of(legacy_functions, [&](std::string_view function) {
+        return object.autoload(fmt::format("{}_begin", function).c_str());
+    });
+    const bool had_legacy =
+        std::ranges::any_of(legacy_functions, [&](std::string_view function) { return traces(function); });
+    const bool adds_bridge = object.autoload("ebt_do_table_begin"), had_bridge = traces("ebt_do_table");
     if (on_kprobes()) {
         // No module brings types: the first program on kfree_skb knows all there is to know.
         object.set_constant("traces_nft", with_functions && nft_problem.empty());
@@ -572,8 +603,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     } else {
         object.set_constant("traces_nft", adds_nft || traces("nft_do_chain"));
         object.set_constant("traces_legacy", adds_legacy || had_legacy);
+        object.set_constant("traces_bridge", adds_bridge || had_bridge);
         // One that did not know a backend's types makes room for one that does.
-        with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+        with_emitter |= adds_nft || (adds_legacy && !had_legacy) || (adds_bridge && !had_bridge);
     }
     const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
                       *emit = object.program("emit"); // kprobes have the first one only
@@ -635,6 +667,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         emitter = on_kfree_skb;
     }
     objects.push_back(std::move(object));
+    tell_bridge_targets();
+    // Packets that were dropped when only the begin of their table was traced have left counters that no one took note
+    // of.
+    if (adds_bridge)
+        __atomic_fetch_add(&(*counts.generations)[TSDT_GENERATION_X_TABLES], 1, __ATOMIC_ACQ_REL);
     return 0;
 }
 

@@ -97,6 +97,15 @@ std::string in_netns(const Netns& netns) {
     return netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
 }
 
+// The tables of ARP and of bridges have tools of their own.
+std::string_view other_legacy_tool(const Rule& rule) {
+    if (rule.backend != Backend::iptables_legacy)
+        return {};
+    return rule.family == RuleFamily::arp      ? "arptables-legacy"
+           : rule.family == RuleFamily::bridge ? "ebtables-legacy"
+                                               : "";
+}
+
 std::string iptables_tool(const Context& c) {
     const bool ipv6 = c.drop.packet.family == IpFamily::ipv6;
     const std::string name = ipv6 ? "ip6tables" : "iptables";
@@ -133,6 +142,8 @@ std::string accept_command(const Context& c) {
         const std::string_view ip = packet.family == IpFamily::ipv6 ? "ip6" : "ip";
         return command + fmt::format(" {} {} {} accept", ip, source ? "saddr" : "daddr", cidr);
     }
+    if (!other_legacy_tool(rule).empty())
+        return {};
     command += iptables_tool(c);
     if (rule.table != "filter")
         command += " -t " + shell_word(rule.table);
@@ -164,7 +175,11 @@ std::string show_command(const Context& c) {
     const std::string table = shell_word(rule.table), chain = shell_word(rule.chain);
     if (rule.backend == Backend::nftables)
         return fmt::format("{}nft -a list chain {} {} {}", netns, to_string(rule.family), table, chain);
-    return fmt::format("{}{} -t {} -L {} -n -v --line-numbers", netns, iptables_tool(c), table, chain);
+    if (rule.family == RuleFamily::bridge)
+        return fmt::format("{}ebtables-legacy -t {} -L {} --Ln --Lc", netns, table, chain);
+    const std::string_view other = other_legacy_tool(rule);
+    return fmt::format("{}{} -t {} -L {} -n -v --line-numbers", netns, other.empty() ? iptables_tool(c) : other, table,
+                       chain);
 }
 
 // ---- placeholders ----
@@ -282,6 +297,9 @@ bool fits(const KnownCause& cause, const Context& c) {
     const Drop& drop = c.drop;
     const bool needs_rule = !cause.table.empty() || !cause.chain.empty() || !cause.text.empty();
     if (cause.kind != drop.site.kind || (cause.hook && cause.hook != drop.site.hook) || (needs_rule && !drop.rule))
+        return false;
+    // What is known by a table's or chain's name is known of IP: these have chains of the same names.
+    if (needs_rule && !other_legacy_tool(*drop.rule).empty())
         return false;
     if (!cause.table.empty() && !matches(cause.table, drop.rule->table))
         return false;

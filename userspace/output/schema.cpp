@@ -181,7 +181,10 @@ std::string schema() {
             "owner"
           ],
           "properties": {
-            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "backend": {
+              "description": "iptables-legacy: with family arp it is arptables-legacy, with bridge ebtables-legacy",
+              "enum": ["iptables-legacy", "iptables-nft", "nftables"]
+            },
             "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
             "table": { "type": "string" },
             "chain": { "type": "string" },

@@ -158,7 +158,18 @@ std::string table_name(const Rule& rule) {
 
 std::string tool_name(const Rule& rule) {
     const std::string name(to_string(rule.backend));
-    return rule.backend != Backend::nftables && rule.family == RuleFamily::ip6 ? "ip6" + name.substr(2) : name;
+    if (rule.backend == Backend::nftables)
+        return name;
+    switch (rule.family) {
+    case RuleFamily::ip6:
+        return "ip6" + name.substr(2);
+    case RuleFamily::arp:
+        return "arp" + name.substr(2);
+    case RuleFamily::bridge:
+        return "eb" + name.substr(2);
+    default:
+        return name;
+    }
 }
 
 std::string where(const Drop& drop) {
@@ -253,7 +264,10 @@ ChangeLine change_line(char sign, const ChangedRule& changed) {
     std::string out = rule.backend == Backend::nftables
                           ? fmt::format("{} {} ", to_string(rule.family), printable(rule.table))
                           : fmt::format("{}{}", rule.table == "filter" ? "" : printable(rule.table) + " ",
-                                        rule.family == RuleFamily::ip6 ? "IPv6 " : "");
+                                        rule.family == RuleFamily::ip6      ? "IPv6 "
+                                        : rule.family == RuleFamily::arp    ? "ARP "
+                                        : rule.family == RuleFamily::bridge ? "bridge "
+                                                                            : "");
     if (!rule.number)
         return {sign, fmt::format("{}{} policy {}", out, printable(rule.chain), printable(rule.verdict))};
     out += fmt::format("{} rule {}", printable(rule.chain), *rule.number);

@@ -186,6 +186,12 @@ std::string_view to_string(resolve_rule::SnapshotKind kind) {
         return "ip_tables";
     case resolve_rule::SnapshotKind::ip6_tables:
         return "ip6_tables";
+    case resolve_rule::SnapshotKind::arp_tables:
+        return "arp_tables";
+    case resolve_rule::SnapshotKind::bridge_filter:
+        return "bridge_filter";
+    case resolve_rule::SnapshotKind::bridge_nat:
+        return "bridge_nat";
     }
     return "";
 }
@@ -202,7 +208,7 @@ constexpr RuleFamily last<RuleFamily> = RuleFamily::netdev;
 template <>
 constexpr Exactness last<Exactness> = Exactness::unavailable;
 template <>
-constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::ip6_tables;
+constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::bridge_nat;
 
 // ---- out: straight to text, since a ruleset may be large and the machine is in trouble already ----
 
