@@ -108,6 +108,7 @@ static __always_inline u32 next_id(void)
 		read__;                                                                                            \
 	})
 #define MODULE_FIELD_OFFSET(type, field) __builtin_offsetof(struct type##_5_10, field)
+#define compat_knows_matches() true
 
 // ---- calls under way: what a function was called with, for when it returns ----
 

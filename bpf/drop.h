@@ -8,6 +8,7 @@
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"
+#include "ipt_match.h"
 #ifndef TSDT_KPROBES
 #include "hook_function.h"
 #include "queue.h"
@@ -363,8 +364,9 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 static u64 rule_site, policy_site;
 
 // No expression is known to have dropped the packet: may the policy of this chain have done so? The expression may be
-// one that is not traced, or not yet, or its program may not have been run, so all that is known must agree.
-static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
+// one that is not traced, or not yet, or its program may not have been run, so all that is known must agree. `suspect`: a
+// match on the way may have dropped the packet (struct path).
+static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place, u64 suspect)
 {
 	u64 base = chain_address - MODULE_FIELD_OFFSET(nft_base_chain, chain);
 
@@ -374,12 +376,12 @@ static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_caus
 	    MODULE_READ(nft_base_chain, base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
-		return true;
+		return !suspect;
 	if (key->location != rule_site) {
 		policy_site = key->location;
 		return true;
 	}
-	return !policy_site; // a compiler might make one place of the two
+	return !policy_site && !suspect; // a compiler might make one place of the two
 }
 
 // nf_tables: what the trail of the traversal `pkt` says. The hook is known already.
@@ -415,7 +417,8 @@ VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 		return 0;
 	}
 	key->unknown = TSDT_UNKNOWN_EXPRESSION;
-	if (policy_may_drop(base_chain, key, place)) {
+	find_suspect_on(&scratch->path);
+	if (policy_may_drop(base_chain, key, place, scratch->path.suspect)) {
 		key->source = TSDT_SOURCE_NFT_POLICY;
 		key->unknown = TSDT_UNKNOWN_NONE;
 		key->rule = base_chain;
@@ -605,13 +608,19 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
 		list_hook_functions(cause, skb);
+	} else if (traces_nft && cause->key.unknown == TSDT_UNKNOWN_EXPRESSION && scratch->path.suspect) {
+		name_function(&cause->step[0], scratch->path.suspect);
+		cause->steps = 1;
 	} else if (with_verdict) {
 		cause->family = verdict->family;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 		if (verdict->named) {
 			bpf_probe_read_kernel_str(cause->step[0].chain, sizeof(cause->step[0].chain), verdict->chain);
 			cause->step[0].number = verdict->number;
+			cause->step[0].by_match = verdict->by_match;
 			cause->steps = 1;
+		} else if (traces_legacy && cause->key.unknown == TSDT_UNKNOWN_NO_COUNTER) {
+			list_matches(cause, verdict);
 		}
 	}
 	// Another CPU may have been faster: then its entry, and its id, stand.

@@ -34,7 +34,7 @@ enum tsdt_source {
 enum tsdt_unknown {
 	TSDT_UNKNOWN_NONE = 0,
 	TSDT_UNKNOWN_NOT_TRACED = 1,      // nothing was seen: a hook function without rules, or a backend that is not traced
-	TSDT_UNKNOWN_EXPRESSION = 2,      // nf_tables: an expression that is not traced set the verdict
+	TSDT_UNKNOWN_EXPRESSION = 2,      // nf_tables: an expression that is not traced set the verdict, or may have
 	TSDT_UNKNOWN_TRAVERSAL_LOST = 3,  // an interrupting traversal overwrote the record
 	TSDT_UNKNOWN_NO_COUNTER = 4,      // x_tables: no counter of a dropping rule moved (a match or an extension target dropped)
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
@@ -77,7 +77,7 @@ struct tsdt_step {
 	__u64 chain_handle; // as `nft -a` prints it
 	__u64 handle;       // of the rule
 	__u32 number;       // 1-based position of the rule in its chain, 0 when it could not be read
-	__u32 pad;
+	__u32 by_match;     // 1: it was a match of this rule that dropped the packet by itself
 };
 
 // A cause: the value in the map `causes`, written once when it is first met, then only counted up.
@@ -90,8 +90,9 @@ struct tsdt_cause {
 	__u32 id;       // unique in this run, never 0
 	__u16 family;   // NFPROTO_* of the table: inet is 1, ip 2, arp 3, netdev 5, bridge 7, ip6 10; 0 when there is no table
 	// nf_tables: how many of `step` are filled in; x_tables: 1 when chain and number are known, else 0. HOOK_FUNCTION:
-	// 1, the chain is the function's symbol. NETFILTER, NOT_TRACED: the chains are the symbols of the functions that are
-	// registered at the hook.
+	// 1, the chain is the function's symbol. NETFILTER: functions one of which may have dropped the packet, with their
+	// symbols as chains. NOT_TRACED: those registered at the hook. NO_COUNTER: of the table's matches that may drop by
+	// themselves; EXPRESSION: one of the matches of iptables-nft that may; both with their addresses as handles.
 	__u16 steps;
 	__u64 table_handle; // nf_tables only
 	char table[TSDT_NAME_LEN]; // HOOK_FUNCTION: name of the BPF program

@@ -15,7 +15,7 @@
 // packet in the wrong. Where that cannot be told, there is no rule.
 #pragma once
 
-#include "maps.h"
+#include "match.h"
 #include "packet.h"
 
 const volatile bool percpu_counters; // false where the kernel has room for one CPU only: counters are in place
@@ -88,6 +88,8 @@ struct claim {
 	u32 unknown; // enum tsdt_unknown: why there is no rule
 	u32 has_jumpstack;
 	u32 generation; // of the ruleset that offset, number and private are about
+	u32 by_match;   // a match of the rule dropped it by itself
+	u32 pad;
 	u64 interrupted_ns;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
@@ -227,13 +229,9 @@ struct walk {
 	u32 limit; // candidates there is room for
 	u32 complete;
 	u32 family;
+	u32 wanted; // offset: the entry that it lies in is looked for, and no candidate; 0: none is
+	u32 found;
 };
-
-// The first eight bytes of a name as one number: the verifier follows every branch of a loop over them. Of a name that
-// is shorter, its end counts as well.
-#define NAME8(name) (*(const u64 *)(const char[16]){name})
-#define NAME_IS(name8, name) \
-	(((name8) ^ NAME8(name)) << (sizeof(name) > 8 ? 0 : 64 - 8 * sizeof(name)) == 0)
 
 // Extension targets that drop when they fail. Each has its functions in ipt_target.h.
 static __always_inline bool target_may_fail(u64 name)
@@ -291,6 +289,12 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 		}
 	}
 	walk->number++;
+	if (walk->wanted) {
+		if (walk->wanted >= walk->at + offset.next)
+			goto next;
+		walk->found = 1;
+		return 1;
+	}
 	if (drops) {
 		struct candidate *found = walk->count < walk->limit ? candidate(walk->first, walk->count) : NULL;
 		u64 counter = entry + ENTRY(walk->family, counters);
@@ -323,6 +327,14 @@ static long visit_entry(u32 index, struct walk *walk)
 }
 
 COMPAT_LONG_LOOP(visit_entry, struct walk)
+
+static __always_inline void begin_walk(struct walk *walk, struct xt_table_info *private)
+{
+	walk->entries = (u64)private + bpf_core_field_offset(private->entries);
+	walk->size = BPF_CORE_READ(private, size);
+	BPF_CORE_READ_INTO(&walk->hook_entry, private, hook_entry);
+	BPF_CORE_READ_INTO(&walk->underflow, private, underflow);
+}
 
 // Where the rules that drop are simply too many, beginning anew with each packet would cost a walk through the tables each
 // time, and help nobody: what has no room stays out, and a drop by it says so.
@@ -365,10 +377,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 		tables->used = 0;
 	}
 	private = BPF_CORE_READ(table, private);
-	walk.entries = (u64)private + bpf_core_field_offset(private->entries);
-	walk.size = BPF_CORE_READ(private, size);
-	BPF_CORE_READ_INTO(&walk.hook_entry, private, hook_entry);
-	BPF_CORE_READ_INTO(&walk.underflow, private, underflow);
+	begin_walk(&walk, private);
 	walk.cpu_offset = this_cpu_offset();
 	walk.first = family * pool_chunks + tables->used;
 	walk.limit = (pool_chunks - tables->used) * CHUNK;
@@ -608,6 +617,7 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 	claim->moved = 0;
 	claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
 	claim->has_jumpstack = 0;
+	claim->by_match = 0;
 }
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and takes note of all
@@ -815,6 +825,7 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 		verdict->offset = claim->offset;
 		verdict->number = claim->number;
 		verdict->named = 1;
+		verdict->by_match = claim->by_match;
 		name_chain(verdict, private, claim->chain, family);
 		for (u32 i = 0; i < TSDT_JUMPSTACK_MAX; i++) {
 			u64 offset = claim->jumpstack[i] - entries;
@@ -830,6 +841,58 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 		}
 	}
 	bpf_map_update_elem(&verdicts, &skb, verdict, BPF_ANY);
+	return 0;
+}
+
+// ---- matches that drop by themselves (match.h) ----
+
+// What such a match has said of a packet that is still in its table.
+struct hotdrop {
+	u64 info; // address of the match's own data, in the table's blob
+	u64 fingerprint;
+	u64 mono_ns;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64); // struct sk_buff *
+	__type(value, struct hotdrop);
+} hotdrops SEC(".maps");
+
+// No counter has moved: does a match say that it was the one? Then fills in the claim with its rule.
+VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
+{
+	struct claim *claim;
+	struct hotdrop *said;
+	struct walk walk = {.family = family};
+	struct xt_table_info *private;
+	u64 skb;
+
+	if (!traces_legacy || !draft)
+		return 0;
+	claim = &draft->claim;
+	private = (struct xt_table_info *)claim->private;
+	skb = claim->skb;
+	said = bpf_map_lookup_elem(&hotdrops, &skb);
+	if (!said)
+		return 0;
+	if (bpf_ktime_get_ns() - said->mono_ns < TSDT_VERDICT_MAX_AGE_NS &&
+	    said->fingerprint == fingerprint_of((struct sk_buff *)skb)) {
+		begin_walk(&walk, private);
+		if (said->info > walk.entries && said->info < walk.entries + walk.size)
+			walk.wanted = said->info - walk.entries;
+	}
+	bpf_map_delete_elem(&hotdrops, &skb);
+	if (!walk.wanted)
+		return 0;
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, &walk);
+	if (!walk.found)
+		return 0;
+	claim->offset = walk.at;
+	claim->chain = walk.chain;
+	claim->number = walk.number;
+	claim->by_match = 1;
+	claim->unknown = TSDT_UNKNOWN_NONE;
 	return 0;
 }
 
@@ -1042,6 +1105,8 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 	}
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = was_replaced(claim) ? TSDT_UNKNOWN_NO_BASELINE : TSDT_UNKNOWN_NO_COUNTER;
+	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER)
+		claim_match(draft, family);
 	return table_verdict(key, address, state_address, family);
 }
 

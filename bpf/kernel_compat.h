@@ -35,6 +35,8 @@
 // A field of a structure that is netfilter's modules' own.
 #define MODULE_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
 #define MODULE_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
+// Whether x_tables was there when this program was loaded.
+#define compat_knows_matches() bpf_core_type_exists(struct xt_match)
 #endif
 
 // The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).

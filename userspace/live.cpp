@@ -193,8 +193,8 @@ const tsdt_cause* LiveRun::cause_of(const tsdt_cause_key& key) {
     if (!cause)
         return nullptr;
     recorder_.write(&recording::Writer::cause, *cause);
-    if (const auto functions = decode::hook_functions(*cause); !functions.empty())
-        tracer_->trace_hook_functions(functions);
+    if (const auto suspects = decode::suspects(*cause))
+        tracer_->trace_suspects(*suspects);
     return &causes_.emplace(key, *cause).first->second;
 }
 

@@ -123,8 +123,8 @@ struct Rule {
     std::optional<std::uint32_t> number;
     std::optional<std::uint64_t> handle;
     std::optional<std::string> text;
-    std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
-    std::string verdict = "drop";
+    std::vector<PathStep> path;   // base chain first, the dropping rule last; for a policy the base chain alone
+    std::string verdict = "drop"; // "hotdrop": a match of the rule dropped the packet by itself
     Confidence confidence = Confidence::exact;
     bool stale = false;
 };

@@ -212,8 +212,18 @@ struct nft_regs {
 	struct nft_verdict verdict;
 };
 
+struct nft_expr_type {
+	const char *name;
+};
+
+struct nft_expr_ops {
+	unsigned int size; // of the whole expression
+	const struct nft_expr_type *type;
+	void *data; // of nft_compat: struct xt_match *, struct xt_target *
+};
+
 struct nft_expr {
-	const void *ops;
+	const struct nft_expr_ops *ops;
 	unsigned char data[0] __attribute__((aligned(8)));
 };
 
@@ -287,17 +297,21 @@ struct xt_table {
 	char name[32];
 };
 
+struct xt_action_param;
+
 struct xt_target {
 	char name[29];
 };
 
 struct xt_match {
 	char name[29];
+	bool (*match)(const struct sk_buff *skb, struct xt_action_param *par);
 };
 
 struct xt_action_param {
-	const void *targinfo;
+	const void *matchinfo, *targinfo;
 	const struct nf_hook_state *state;
+	bool hotdrop;
 };
 
 struct thread_info {

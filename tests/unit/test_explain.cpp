@@ -259,6 +259,18 @@ TEST_CASE("a hook without a rule says what is not known", "[explain]") {
     CHECK(has(explanation->summary, "No rule is named: an expression that is not traced set the verdict."));
 }
 
+TEST_CASE("a match that drops by itself is not blamed on what the rule is for", "[explain]") {
+    Drop drop = incident();
+    CHECK(Explainer().explain(drop)->id == "tailscale-cgnat");
+    edit_rule(drop, [](Rule& rule) { rule.verdict = "hotdrop"; });
+    CHECK(Explainer().explain(drop)->id == "match-dropped");
+    CHECK(has(Explainer().explain(drop)->summary, "A match of this rule dropped the packet by itself"));
+    edit_rule(drop, [](Rule& rule) { rule.text = "-A ts-input -p udp -m hashlimit --hashlimit-name x -j ACCEPT"; });
+    CHECK(Explainer().explain(drop)->id == "match-no-room");
+    edit_rule(drop, [](Rule& rule) { rule.verdict = "drop"; });
+    CHECK(Explainer().explain(drop)->id != "match-no-room");
+}
+
 TEST_CASE("functions at hooks are told by their names", "[explain]") {
     const auto id = [](const char* name, const char* module) {
         Drop drop = incident();

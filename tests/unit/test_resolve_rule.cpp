@@ -603,6 +603,15 @@ TEST_CASE("resolve_rule: the incident, iptables-nft", "[resolve_rule]") {
     CHECK(text_of(rule->path) == "INPUT 1 > ts-input 5");
     CHECK(rule->path[0].handle == 6u);
 
+    tsdt_cause by_match = cause;
+    by_match.id++;
+    by_match.step[by_match.steps - 1].by_match = 1;
+    rule = Resolver(source).resolve(by_match, drop_with());
+    CHECK(rule->verdict == "hotdrop"); // not what its target says
+    CHECK(rule->text == std::string(cgnat_rule));
+    source.asked = 1;
+
+    rule = resolver.resolve(cause, drop_with());
     CHECK(resolver.resolve(cause, drop_with({1, 2, 3})) == rule); // the same object: not looked up again
     CHECK(source.asked == 1);
 }
@@ -804,8 +813,13 @@ TEST_CASE("resolve_rule: the incident, iptables-legacy", "[resolve_rule]") {
     CHECK(rule->number == 5u);
     CHECK_FALSE(rule->handle);
     CHECK(rule->text == std::string(cgnat_rule));
+    CHECK(rule->verdict == "drop");
     CHECK_FALSE(rule->stale);
     CHECK(text_of(rule->path) == "INPUT 1 > ts-input 5");
+
+    tsdt_cause by_match = legacy_cause(offset, hook_input, "ts-input", 5);
+    by_match.step[0].by_match = 1;
+    CHECK(Resolver(source).resolve(by_match, drop_with())->verdict == "hotdrop");
 
     // Without a way that is certain, the rule alone; the same cause on another way is another rule object.
     rule = resolver.resolve(legacy_cause(offset, hook_input, "ts-input", 5), drop_with());

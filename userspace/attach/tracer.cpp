@@ -18,6 +18,8 @@
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -118,9 +120,18 @@ std::uint32_t pool_chunks(int cpus) {
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
 }
 
-// Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
-bool is_hook_function_program(std::string_view function) {
-    return function == "hook_function" || function == "nf_hook_run_bpf";
+// Programs that are attached only when something has died that they can explain (bpf/hook_function.h, bpf/match.h). The
+// first two are templates, for functions of any name.
+constexpr std::string_view hook_function_template = "hook_function", match_template = "match_function";
+constexpr std::string_view nft_matches[] = {"nft_match_eval", "nft_match_large_eval"};
+
+bool is_template(std::string_view function) {
+    return function == hook_function_template || function == match_template;
+}
+
+bool is_late_program(std::string_view function) {
+    return is_template(function) || function == "nf_hook_run_bpf" ||
+           std::ranges::find(nft_matches, function) != std::end(nft_matches);
 }
 
 // Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
@@ -134,17 +145,17 @@ bool rules_may_queue(const KernelTypes& types) {
 }
 
 // How many functions may be traced so in one run.
-constexpr std::size_t max_hook_functions = 32;
+constexpr std::size_t max_late_functions = 48;
 
-// The types that functions are looked up in while an object is being loaded, and the function that stands for
-// "hook_function" then.
+// The types that functions are looked up in while an object is being loaded, and the function that a template is for
+// then.
 thread_local const KernelTypes* types_for_loading = nullptr;
-thread_local std::string_view hook_function_for_loading;
+thread_local std::string_view function_for_loading;
 
 int set_attach_target(bpf_program* program, bpf_prog_load_opts* options, long) {
     std::string_view name = function_of(program);
-    if (name == "hook_function")
-        name = hook_function_for_loading;
+    if (is_template(name))
+        name = function_for_loading;
     const auto id = types_for_loading->function(name);
     if (!id)
         return -ESRCH;
@@ -195,6 +206,7 @@ struct Tracer::State {
         std::uint64_t* changes_told = nullptr;
         std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
+        std::uint32_t* matches_traced = nullptr;
         std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
         std::uint64_t* stood_in = nullptr;             // not where a program is run on top of itself: with kprobes
     };
@@ -220,11 +232,9 @@ struct Tracer::State {
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
     std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
 
-    std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
-    std::vector<BpfObject> hook_objects;               // their programs
-    std::vector<Link> hook_object_links;
-    bpf_program* hook_program = nullptr; // which the others are copies of
-    std::vector<Fd> hook_links;          // of the copies
+    std::set<std::string, std::less<>> late_functions;          // asked for so far, attached or not
+    std::map<std::string, BpfObject, std::less<>> late_objects; // their programs, by what those are written for
+    std::vector<Fd> late_links;                                 // of copies of templates; the others are in `links`
 
     struct RingDeleter {
         void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
@@ -258,8 +268,10 @@ struct Tracer::State {
     void keep_counts(const BpfObject& object);
     int fill_filter(const BpfObject& object) const;
     int fill_hook_callers(const BpfObject& object) const;
-    int add_hook_function(const std::string& name);
-    int copy_hook_program(const std::string& name);
+    bool trace_late(const std::string& function, std::string_view programs);
+    int add_late(const std::string& function, std::string_view programs);
+    int copy_template(const BpfObject& object, const std::string& function);
+    bool traces_matches() const;
     void watch_queue_handler() const;
 };
 
@@ -269,6 +281,7 @@ void Tracer::State::find_symbols(const BpfObject& object) {
     const auto functions = object.functions();
     std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
     wanted.insert(functions.begin(), functions.end());
+    wanted.insert(late_functions.begin(), late_functions.end());
     auto now = tsdroptrace::find_symbols(wanted);
     std::erase_if(links, [&](const auto& link) {
         const std::string_view section = link.first;
@@ -304,7 +317,7 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
             continue; // on_kfree_skb and its like: add() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
-        const bool load = needed && !is_hook_function_program(function) &&
+        const bool load = needed && !is_late_program(function) &&
                           (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
                           !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
         bpf_program__set_autoload(program, load);
@@ -349,6 +362,7 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.changes_untold, "changes_untold");
     keep(counts.expressions_loaded, "expressions_loaded");
     keep(counts.expressions_traced, "expressions_traced");
+    keep(counts.matches_traced, "matches_traced");
     keep(counts.queue_handler_absent, "queue_handler_absent");
     keep(counts.stood_in, "stood_in");
 }
@@ -428,52 +442,78 @@ void Tracer::State::watch_queue_handler() const {
         __atomic_store_n(absent, 0, __ATOMIC_SEQ_CST);
 }
 
-// To load the object again for each function would take long.
-int Tracer::State::copy_hook_program(const std::string& name) {
-    const auto id = types_for_loading->function(name);
+// Of an object that has been loaded for another function: to load it again for each one would take long.
+int Tracer::State::copy_template(const BpfObject& object, const std::string& function) {
+    const auto id = types_for_loading->function(function);
     if (!id)
         return -ESRCH;
+    bpf_program* original;
+    bpf_object__for_each_program (original, object.get())
+        if (bpf_program__autoload(original))
+            break;
     LIBBPF_OPTS(bpf_prog_load_opts, options);
     options.expected_attach_type = BPF_TRACE_FEXIT;
     options.attach_btf_id = id->type_id;
     options.attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(hook_program), "GPL",
-                                   bpf_program__insns(hook_program), bpf_program__insn_cnt(hook_program), &options));
+    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(original), "GPL",
+                                   bpf_program__insns(original), bpf_program__insn_cnt(original), &options));
     if (!program)
         return -errno;
     Fd link(bpf_link_create(program.get(), 0, BPF_TRACE_FEXIT, nullptr));
     if (!link)
         return -errno;
-    hook_links.push_back(std::move(link));
+    late_links.push_back(std::move(link));
     return 0;
 }
 
-// Attaches a program of its own to one function, which `types_for_loading` holds. Returns 0 or a negative error.
-int Tracer::State::add_hook_function(const std::string& name) {
-    const bool runs_bpf = name == "nf_hook_run_bpf";
-    if (hook_program && !runs_bpf)
-        return copy_hook_program(name);
-    BpfObject object = open();
-    if (!object)
-        return -errno;
-    bpf_program* ours = object.program(runs_bpf ? "nf_hook_run_bpf_end" : "hook_function_end");
+// Attaches to one function the programs that are written for `programs`: that function, or a template. Its types are in
+// `types_for_loading`. Returns 0 or a negative error.
+int Tracer::State::add_late(const std::string& function, std::string_view programs) {
+    auto known = late_objects.find(programs);
+    if (known != late_objects.end() && !on_kprobes())
+        return copy_template(known->second, function);
+    if (known == late_objects.end()) {
+        BpfObject object = open();
+        if (!object)
+            return -errno;
+        bpf_program* program;
+        bpf_object__for_each_program (program, object.get())
+            bpf_program__set_autoload(program, function_of(program) == programs);
+        set_sizes(object);
+        function_for_loading = function;
+        if (const int error = share_maps(object))
+            return error;
+        if (const int error = object.load())
+            return error;
+        known = late_objects.emplace(programs, std::move(object)).first;
+    }
+    std::vector<Attachment> attachments;
     bpf_program* program;
-    bpf_object__for_each_program (program, object.get())
-        bpf_program__set_autoload(program, program == ours);
-    set_sizes(object);
-    hook_function_for_loading = name;
-    if (const int error = share_maps(object))
-        return error;
-    if (const int error = object.load())
-        return error;
-    hook_objects.push_back(std::move(object));
-    if (!runs_bpf)
-        hook_program = ours;
-    Link link(bpf_program__attach_trace(ours));
-    if (!link)
-        return -errno;
-    hook_object_links.push_back(std::move(link));
+    bpf_object__for_each_program (program, known->second.get())
+        if (bpf_program__autoload(program))
+            attachments.push_back({.program = program, .address = on_kprobes() ? symbols[function].address : 0});
+    attach_all(attachments);
+    for (Attachment& attachment : attachments) {
+        if (!attachment.link)
+            return -attachment.error;
+        const std::string_view section = bpf_program__section_name(attachment.program);
+        links[fmt::format("{}/{}", section.substr(0, section.find('/')), function)] = std::move(attachment.link);
+    }
     return 0;
+}
+
+// Whether the function is traced now.
+bool Tracer::State::trace_late(const std::string& function, std::string_view programs) {
+    const bool there = on_kprobes() ? symbols.contains(function) : types_for_loading->function(function).has_value();
+    const int error = there ? add_late(function, programs) : -ESRCH;
+    if (error)
+        spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
+    return !error;
+}
+
+// Whether nothing can drop as a match of iptables-nft without being seen.
+bool Tracer::State::traces_matches() const {
+    return std::ranges::all_of(nft_matches, [&](std::string_view function) { return traces(function); });
 }
 
 // The kernel does not run a program on top of itself on one CPU, but counts these.
@@ -568,8 +608,8 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     } else {
         object.set_constant("traces_nft", adds_nft || traces("nft_do_chain"));
         object.set_constant("traces_legacy", adds_legacy || had_legacy);
-        // One that did not know a backend's types makes room for one that does.
-        with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+        // One that did not know a backend's types, or those of x_tables' matches, makes room for one that does.
+        with_emitter |= adds_nft || (adds_legacy && !had_legacy) || object.autoload("xt_register_table_end");
     }
     const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
                       *emit = object.program("emit"); // kprobes have the first one only
@@ -728,16 +768,25 @@ void Tracer::refresh() {
             spdlog::info("a netfilter module has been loaded: it is traced from now on");
         }
     }
+    if (!state_->traces_matches())
+        std::atomic_ref(*counts.matches_traced).store(0);
     std::atomic_ref(*counts.expressions_traced).store(loaded);
 }
 
-void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
-    if (!state_->problem.empty() || state_->on_kprobes())
+void Tracer::trace_suspects(const decode::Suspects& suspects) {
+    using Kind = decode::Suspects::Kind;
+    if (!state_->problem.empty() || (state_->on_kprobes() && suspects.kind == Kind::hook_functions))
         return;
+    std::vector<HookFunction> functions = suspects.functions;
+    if (suspects.kind == Kind::nft_matches) {
+        functions.clear();
+        for (const std::string_view function : nft_matches)
+            functions.push_back({std::string(function), "nft_compat", {}, {}});
+    }
     KernelTypes::Names names, modules;
     for (const HookFunction& function : functions) {
-        if (state_->hook_functions.size() >= max_hook_functions || state_->traces(function.name) ||
-            !state_->hook_functions.insert(function.name).second)
+        if (state_->late_functions.size() >= max_late_functions || state_->traces(function.name) ||
+            !state_->late_functions.insert(function.name).second)
             continue;
         names.insert(function.name);
         if (function.module)
@@ -745,14 +794,22 @@ void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
     }
     if (names.empty())
         return;
-    const KernelTypes types(names, state_->shared().types(), modules);
-    types_for_loading = &types;
+    std::optional<KernelTypes> types;
+    if (state_->on_kprobes())
+        state_->find_symbols(state_->shared());
+    else
+        types.emplace(names, state_->shared().types(), modules);
+    types_for_loading = types ? &*types : state_->types.get();
     for (const std::string& name : names) {
-        const int error = types.function(name) ? state_->add_hook_function(name) : -ESRCH;
-        if (error)
-            spdlog::debug("the hook function {} cannot be traced: {}", name, std::strerror(-error));
+        const std::string_view any = suspects.kind == Kind::legacy_matches ? match_template : hook_function_template;
+        state_->trace_late(name, is_late_program(name) ? std::string_view(name) : any);
     }
     types_for_loading = nullptr;
+    if (suspects.kind == Kind::nft_matches && state_->traces_matches()) {
+        // A packet that was past such a match when it began to be traced must not be taken for one that met none.
+        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); // the kernel's synchronize_rcu()
+        std::atomic_ref(*state_->counts.matches_traced).store(1);
+    }
 }
 
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {
@@ -812,13 +869,19 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     tsdt_cause cause{};
     if (bpf_map_lookup_elem(state_->shared().fd("causes"), &key, &cause))
         return std::nullopt;
-    if (!cause.location[0] && state_->on_kprobes()) {
-        // The kernel could not print it from BPF (bpf_snprintf, 5.13).
-        auto [symbol, fresh] = state_->locations.try_emplace(key.location);
+    // What the kernel could not print from BPF (bpf_snprintf, 5.13).
+    const auto print = [&](std::uint64_t address, auto& text) {
+        if (!address || text[0] || !state_->on_kprobes())
+            return;
+        auto [symbol, fresh] = state_->locations.try_emplace(address);
         if (fresh)
-            symbol->second = describe_address(key.location);
-        symbol->second.copy(cause.location, sizeof(cause.location) - 1);
-    }
+            symbol->second = describe_address(address);
+        symbol->second.copy(text, sizeof(text) - 1);
+    };
+    print(cause.key.location, cause.location);
+    if (cause.key.source == TSDT_SOURCE_NETFILTER)
+        for (tsdt_step& step : cause.step)
+            print(step.handle, step.chain);
     return cause;
 }
 

@@ -73,10 +73,10 @@ public:
     // there are none; call it once a second.
     void refresh();
 
-    // From now on, when one of these functions at a hook of netfilter drops a packet, that is known. Only for functions
-    // which may have dropped one already: it costs something for each packet that they let pass. Those that this kernel
-    // does not let be traced, and any beyond a fixed number, are left out.
-    void trace_hook_functions(const std::vector<HookFunction>& functions);
+    // From now on, when one of these drops a packet, that is known. Only for those which may have dropped one already:
+    // it costs something for each packet that they let pass. Those that this kernel does not let be traced, and any
+    // beyond a fixed number, are left out.
+    void trace_suspects(const decode::Suspects& suspects);
 
     std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
     std::vector<tsdt_cause> causes() const; // with their counts now

@@ -66,6 +66,17 @@ constexpr std::string_view unknown_sentences[] = {
 };
 static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_QUEUE + 1);
 
+// By Suspects::Kind, before the functions' names.
+constexpr std::string_view suspect_sentences[] = {
+    "no rule was seen dropping it; registered at that hook, so one of these did: ",
+    "no dropping rule of iptables-legacy was seen counting it: perhaps an extension target dropped it, or a match that "
+    "may "
+    "drop by itself; the table has these: ",
+    "no rule was seen dropping it: either the policy of the chain did, or a match of iptables-nft that may drop by "
+    "itself, "
+    "such as ",
+};
+
 // By tsdt_queue, from 1.
 constexpr QueueFate queue_fates[] = {QueueFate::nobody,  QueueFate::full,    QueueFate::refused,
                                      QueueFate::unknown, QueueFate::verdict, QueueFate::closed};
@@ -247,14 +258,15 @@ std::string unknown(const tsdt_cause& cause, const DropSite& site) {
     if (site.queue) {
         return site.queue->text();
     }
+    const auto all = suspects(cause);
+    if (!all) {
+        return std::string(unknown_sentences[cause.key.unknown]);
+    }
     std::string names;
-    for (const HookFunction& function : hook_functions(cause)) {
+    for (const HookFunction& function : all->functions) {
         names += (names.empty() ? "" : ", ") + function.text();
     }
-    if (!names.empty()) {
-        return "no rule was seen dropping it; registered at that hook, so one of these did: " + names;
-    }
-    return std::string(unknown_sentences[cause.key.unknown]);
+    return std::string(suspect_sentences[static_cast<std::size_t>(all->kind)]) + names;
 }
 
 DropSite site(const tsdt_cause& cause, const KernelNames& names) {
@@ -418,14 +430,25 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
     return drop;
 }
 
-std::vector<HookFunction> hook_functions(const tsdt_cause& cause) {
-    std::vector<HookFunction> functions;
-    if (cause.key.source == TSDT_SOURCE_NETFILTER && cause.key.unknown == TSDT_UNKNOWN_NOT_TRACED) {
-        for (std::size_t i = 0; i < std::min<std::size_t>(cause.steps, TSDT_PATH_MAX); ++i) {
-            functions.push_back(hook_function(text(cause.step[i].chain)));
-        }
+std::optional<Suspects> suspects(const tsdt_cause& cause) {
+    constexpr std::pair<tsdt_unknown, Suspects::Kind> listed[] = {
+        {TSDT_UNKNOWN_NOT_TRACED, Suspects::Kind::hook_functions},
+        {TSDT_UNKNOWN_NO_COUNTER, Suspects::Kind::legacy_matches},
+        {TSDT_UNKNOWN_EXPRESSION, Suspects::Kind::nft_matches},
+    };
+    if (cause.key.source != TSDT_SOURCE_NETFILTER || cause.steps == 0) {
+        return std::nullopt;
     }
-    return functions;
+    const auto* found = std::find_if(std::begin(listed), std::end(listed),
+                                     [&](const auto& entry) { return entry.first == cause.key.unknown; });
+    if (found == std::end(listed)) {
+        return std::nullopt;
+    }
+    Suspects suspects{found->second, {}};
+    for (std::size_t i = 0; i < std::min<std::size_t>(cause.steps, TSDT_PATH_MAX); ++i) {
+        suspects.functions.push_back(hook_function(text(cause.step[i].chain)));
+    }
+    return suspects;
 }
 
 Drop decode_cause(const tsdt_cause& cause, const Machine& machine) {

@@ -70,9 +70,19 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 // The namespace with that inode.
 Netns decode_netns(std::uint32_t inode, const Machine& machine);
 
-// The functions registered at the hook where a packet died, one of which has dropped it; empty for a cause of which
-// more is known, or for which the kernel could not list them.
-std::vector<HookFunction> hook_functions(const tsdt_cause& cause);
+// Functions that may have dropped the packets of a cause that no rule is known for.
+struct Suspects {
+    enum class Kind {
+        hook_functions, // all that are registered at the hook: one of these did
+        legacy_matches, // of the table's matches those that may drop by themselves
+        nft_matches,    // one of the matches of iptables-nft that may
+    };
+    Kind kind;
+    std::vector<HookFunction> functions; // never empty
+};
+
+// nullopt for a cause of which more is known, or for which the kernel could not list them.
+std::optional<Suspects> suspects(const tsdt_cause& cause);
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

@@ -130,6 +130,24 @@ const std::vector<std::string_view> ufw{
 // ---- the table: what is special first, what is said of any rule last ----
 
 const std::vector<KnownCause> table_of_causes{
+    // A match that drops by itself: whoever wrote the rule, this is not what it was written for
+    {.id = "match-no-room",
+     .text = {"-m hashlimit"},
+     .verdict = "hotdrop",
+     .sentences =
+         {"A match of this rule dropped the packet by itself, whatever the rule's target is, and the rule did not "
+          "count it: mostly hashlimit has no room to remember one more.",
+          peer_is, evidence},
+     .fixes = {{"a larger --hashlimit-htable-max in this rule", "more kernel memory; a flood fills that, too"},
+               {"{show}", "none, it only shows the chain"}}},
+    {.id = "match-dropped",
+     .verdict = "hotdrop",
+     .sentences =
+         {"A match of this rule dropped the packet by itself, whatever the rule's target is, and the rule did not "
+          "count it: a header is cut short or broken, or the match has no room to remember the packet.",
+          peer_is, evidence},
+     .fixes = {{"{show}", "none, it only shows the chain"}}},
+
     // Tailscale
     {.id = "tailscale-cgnat",
      .chain = "ts-input",

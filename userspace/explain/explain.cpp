@@ -280,12 +280,15 @@ std::shared_ptr<const Explanation> compose(std::string id, const std::vector<std
 
 bool fits(const KnownCause& cause, const Context& c) {
     const Drop& drop = c.drop;
-    const bool needs_rule = !cause.table.empty() || !cause.chain.empty() || !cause.text.empty();
+    const bool needs_rule =
+        !cause.table.empty() || !cause.chain.empty() || !cause.text.empty() || !cause.verdict.empty();
     if (cause.kind != drop.site.kind || (cause.hook && cause.hook != drop.site.hook) || (needs_rule && !drop.rule))
         return false;
     if (!cause.table.empty() && !matches(cause.table, drop.rule->table))
         return false;
     if (!cause.chain.empty() && !matches(cause.chain, drop.rule->chain))
+        return false;
+    if (!cause.verdict.empty() && cause.verdict != drop.rule->verdict)
         return false;
     const auto& function = drop.site.hook_function;
     if (!cause.function.empty() && (!function || !matches(cause.function, function->name)))

@@ -63,6 +63,7 @@ struct KnownCause {
     std::string_view table{}, chain{};    // exact, or a beginning with * at the end; empty matches any
     std::vector<std::string_view> text{}; // all of them are in the rule's text
     std::string_view source{};            // CIDR that holds the packet's source; empty matches any
+    std::string_view verdict{};           // of the rule; empty matches any
     Owned owned = Owned::either;
     // Beginning of the hook function's name; empty matches any drop, * those of which the function is known.
     std::string_view function{};

@@ -69,6 +69,14 @@ Match no_table(const Snapshot& snapshot) {
     return snapshot.problems.empty() ? Match::absent : Match::not_readable;
 }
 
+// What the rule's target would have done is of no matter where a match has dropped the packet.
+constexpr std::string_view by_match = "hotdrop";
+
+void set_verdict(Rule& rule, const SnapshotRule& found) {
+    if (rule.verdict != by_match && !found.verdict.empty())
+        rule.verdict = found.verdict;
+}
+
 // ---- nf_tables ----
 
 const SnapshotTable* find_nft_table(const Snapshot& snapshot, const tsdt_cause& cause, RuleFamily family) {
@@ -152,8 +160,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
         rule.number = rule.path.back().number = static_cast<std::uint32_t>(index);
         if (!found->text.empty())
             rule.text = found->text;
-        if (!found->verdict.empty())
-            rule.verdict = found->verdict;
+        set_verdict(rule, *found);
     }
     return Match::found;
 }
@@ -202,8 +209,7 @@ Match fill_in_legacy_rule(Rule& rule, const tsdt_cause& cause, const tsdt_drop& 
         rule.path = {{chain.name, number, std::nullopt}};
     if (!found.text.empty())
         rule.text = found.text;
-    if (!found.verdict.empty())
-        rule.verdict = found.verdict;
+    set_verdict(rule, found);
     return Match::found;
 }
 
@@ -244,6 +250,8 @@ Rule rule_of_kernel(const tsdt_cause& cause, RuleFamily family, std::size_t step
     rule.chain = rule.path.back().chain;
     rule.number = rule.path.back().number;
     rule.handle = rule.path.back().handle;
+    if (cause.step[steps - 1].by_match)
+        rule.verdict = by_match;
     return rule;
 }
 

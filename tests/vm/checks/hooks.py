@@ -8,7 +8,7 @@ from .guest import check_lines, check_terminal, seconds
 from .oracle import Ruleset
 
 VM, PROVIDER = "10.0.0.2", "10.0.0.1"
-SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways", "targets"]
+SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways", "targets", "matches-legacy", "matches-iptables-nft"]
 
 
 # ---- nf_tables: families, expressions ----
@@ -340,11 +340,14 @@ def legacy_ways(group, guest, validator):
         for number in (3, 4):
             mine = [d for d in run.drops_to_port(7783, family) if (d["rule"] or {}).get("number") == number]
             expect(family, mine, 1, "filter", [("INPUT", number)], f"{family}: packets that two rules share")
-    # No rule has counted these, since it is the match that drops them: so none is named.
+    # No rule has counted these, since it is the match that drops them: so none is named, before it is traced.
     full = sorted(run.drops_to_port(7784), key=lambda d: d["mono_ns"])
     group.equal(len(full), 3, "packets that a match or its rule drops: drop lines")
     expect("ipv4", full[:1], 1, "filter", [("INPUT", 5)], "the one that the match has room for")
     for drop in full[1:]:
+        if drop["rule"]:
+            group.fields(drop["rule"], {"chain": "INPUT", "number": 5, "verdict": "hotdrop"}, "a match that drops")
+            continue
         group.fields(drop, {"rule": None, "drop": {"kind": "hook", "hook": "input",
                                                    "unknown": lambda text: "a match" in text}}, "a match that drops")
 
@@ -403,6 +406,112 @@ def targets(group, guest, validator):
                 "handle": rule.handle, "text": rule.text, "confidence": "exact", "stale": False}, rule.text)
 
 
+# ---- matches that drop by themselves ----
+
+def matches(group, guest, validator, backend):
+    scenario = f"matches-{backend}"
+    legacy = backend == "legacy"
+    run, known = guest.run(scenario), guest.marks(scenario)["known"]
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    rules = legacy_rules(guest, f"{scenario}/after")
+    if not legacy:
+        rules.add_handles(guest.text(f"{scenario}/after.nft"))
+
+    # The oracle: the rules' own counters, and how many datagrams came as far as UDP.
+    def input_rule(number, chain="INPUT", family="ip"):
+        return rules.rule(family, "filter", chain, number)
+    group.equal([input_rule(n).packets for n in (1, 2, 3, 4)], [1, 0, 2, 1], "what the rules of INPUT counted")
+    group.equal([input_rule(n, "short").packets for n in (1, 2)], [0, 0], "what the rules of short counted")
+    group.equal([input_rule(n, family="ip6").packets for n in (1, 2)], [1, 0], "IPv6: what the rules counted")
+    policy = rules.chains["ip", "filter", "INPUT"]
+    group.equal((policy.policy, policy.packets), ("drop", 2 if legacy else 3), "what the policy counted")
+    names, before = (guest.text(f"{scenario}/udp.before").splitlines()[i].split() for i in (0, 1))
+    after = guest.text(f"{scenario}/udp.after").splitlines()[1].split()
+    no_ports = names.index("NoPorts")
+    group.equal(int(after[no_ports]) - int(before[no_ports]), 2, "datagrams that no rule, match or policy dropped")
+    for port in (7791, 7793):  # the controls
+        passed = [d for d in run.drops_to_port(port, "ipv4") if d["drop"]["kind"] == "kernel"]
+        group.equal(len(passed), 1, f"port {port}: the one that passed died where nobody listens")
+
+    def expect_match(drops, count, path, what, family="ip", ruleset=rules):
+        group.equal(len(drops), count, f"{what}: drop lines")
+        rule = ruleset.rule(family, "filter", *path[-1])
+        for drop in drops:
+            group.fields(drop, {"drop": {"kind": "rule", "hook": "input", "unknown": None},
+                                "explanation": {"summary": lambda text: "match of this rule" in text}}, what)
+            group.fields(drop["rule"] or {}, {
+                "backend": "iptables-legacy" if legacy else "iptables-nft", "family": family, "table": "filter",
+                "chain": path[-1][0], "number": path[-1][1], "handle": rule.handle, "text": rule.text,
+                "verdict": "hotdrop", "confidence": "exact", "stale": False}, what)
+            group.equal([(s["chain"], s["number"]) for s in (drop["rule"] or {"path": []})["path"]], path, f"{what}: path")
+
+    def of_netfilter(drops):
+        return [d for d in drops if d["drop"]["kind"] != "kernel"]
+
+    def unknown(drops, function, what):
+        group.equal(len(drops), 1, f"{what}: drop lines before anything is known")
+        for drop in drops:
+            group.fields(drop, {"rule": None, "drop": {
+                "kind": "hook", "hook": "input", "unknown": lambda text: "by itself" in text and function in text}}, what)
+
+    full = of_netfilter(run.drops_to_port(7791, "ipv4"))
+    first = [d for d in full if seconds(d["time"]) < known]
+    if legacy:
+        unknown(first, "hashlimit_mt", "the first packet that a match drops")
+    else:
+        group.equal(first, [], "no packet was dropped by a match yet")
+    expect_match([d for d in full if d not in first], 3, [("INPUT", 1)], "hashlimit without room")
+    six = of_netfilter(run.drops_to_port(7791, "ipv6"))
+    expect_match(six, 2, [("INPUT", 1)], "IPv6: hashlimit without room", "ip6")
+    short = [d for d in run.drops if d["packet"]["proto"] == "tcp"]
+    expect_match(short, 2, [("INPUT", 3), ("short", 1)], "a header of two bytes")
+
+    def expect_policy(drops, count, what):
+        group.equal(len(drops), count, f"{what}: drop lines")
+        for drop in drops:
+            group.fields(drop, {"drop": {"kind": "policy", "unknown": None}}, what)
+            group.fields(drop["rule"] or {}, {"table": "filter", "chain": "INPUT", "confidence": "exact"}, what)
+
+    by_policy = run.drops_to_port(7794)
+    early = [d for d in by_policy if seconds(d["time"]) < known]
+    if not legacy:
+        unknown(early, "hashlimit_mt", "a policy's first packet, behind matches that may drop")
+    expect_policy([d for d in by_policy if d not in early], 2, "what the policy drops")
+    if not guest.old:
+        attached = {when: set(re.findall(r"^(\S+)", guest.text(f"{scenario}/attached.{when}"), re.M))
+                    for when in ("before", "after")}
+        for name in ("hashlimit_mt", "multiport_mt") if legacy else ("nft_match_eval", "nft_match_large_eval"):
+            group.equal((name in attached["before"], name in attached["after"]), (False, True),
+                        f"{name} is traced once a packet has died that it may have dropped")
+        group.true("conntrack_mt_v3" not in attached["after"], "a match that cannot drop is not traced")
+    if legacy:
+        return
+
+    run, known = guest.run(scenario, "again"), guest.marks(scenario)["known.again"]
+    check_lines(group, run, validator)
+    again = Ruleset().add_save(guest.text(f"{scenario}/again.save4"), "ip")
+    again.add_handles(guest.text(f"{scenario}/again.nft"))
+    group.equal([again.rule("ip", "filter", "INPUT", n).packets for n in (1, 2, 5)], [1, 0, 1], "again: what rules counted")
+    group.equal(again.chains["ip", "filter", "INPUT"].packets, 5, "again: what the policy counted")
+    for drop in run.drops_to_port(7795):
+        group.fields(drop["rule"] or {}, {"chain": "INPUT", "number": 5, "verdict": "drop"}, "again: a plain rule")
+    full = run.drops_to_port(7791)
+    first = [d for d in full if seconds(d["time"]) < known]
+    unknown(first, "hashlimit_mt", "again: the first packet that a match drops")
+    expect_match([d for d in full if d not in first], 2, [("INPUT", 1)], "again: hashlimit without room", ruleset=again)
+    by_policy = run.drops_to_port(7794)
+    if first and "nf_hook_slow" in first[0]["drop"]["location"]:  # one place for all: the policy is not known yet
+        early = [d for d in by_policy if seconds(d["time"]) < known]
+        unknown(early, "hashlimit_mt", "again: a policy's first packet")
+        by_policy = [d for d in by_policy if d not in early]
+        expect_policy(by_policy, 1, "again: what the policy drops")
+    else:
+        expect_policy(by_policy, 2, "again: what the policy drops, elsewhere than a rule")
+
+
 # ---- all of it ----
 
 def all_checks(run, guest, validator):
@@ -411,3 +520,5 @@ def all_checks(run, guest, validator):
     run("queues", queues, guest, validator)
     run("ways through legacy tables", legacy_ways, guest, validator)
     run("targets that fail, and sets", targets, guest, validator)
+    for backend in ("legacy", "iptables-nft"):
+        run(f"{backend}: matches that drop by themselves", matches, guest, validator, backend)
