@@ -7,6 +7,7 @@
 #include "module_types_5_10.h"
 
 #define VERIFIED_ONCE static __noinline
+#define CALLED_ONCE static __always_inline // calls may be eight deep, loops included
 
 #define ENTRY_OF(function) SEC("kprobe/" #function)
 #define EXIT_OF(function) SEC("kretprobe/" #function)

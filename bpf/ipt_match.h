@@ -7,7 +7,11 @@
 #include "ipt_table.h"
 
 // Of one table: those beyond are not traced.
+#ifdef TSDT_KPROBES
+#define MATCH_FUNCTIONS 6 // the list lies on the stack
+#else
 #define MATCH_FUNCTIONS 12
+#endif
 
 struct match_list {
 	u64 entries; // address of the blob
@@ -71,7 +75,7 @@ static long visit_matches(u32 index, struct match_list *list)
 COMPAT_LONG_LOOP(visit_matches, struct match_list)
 
 // Names the functions of the matches in the verdict's table that may drop by themselves.
-VERIFIED_ONCE int list_matches(struct tsdt_cause *cause, const struct verdict *verdict)
+CALLED_ONCE int list_matches(struct tsdt_cause *cause, const struct verdict *verdict)
 {
 	struct match_list list = {};
 	struct xt_table_info *private;

@@ -665,6 +665,7 @@ struct draft {
 	struct claim claim;
 	struct traversal_search search;
 	struct verdict verdict;
+	struct walk walk;
 	struct ipt_ip rule4;
 	struct ip6t_ip6 rule6;
 };
@@ -702,6 +703,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 
 	if (!traces_legacy)
 		return 0;
+	barrier_var(reader); // else its callers would not pass it where it is not used, which the verifier takes for a mistake
 	here->skb = no_mark(here);
 	other->skb = 0;
 	any_open = is_any_open(cpu);
@@ -864,7 +866,7 @@ VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
 {
 	struct claim *claim;
 	struct hotdrop *said;
-	struct walk walk = {.family = family};
+	struct walk *walk;
 	struct xt_table_info *private;
 	u64 skb;
 
@@ -873,24 +875,27 @@ VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
 	claim = &draft->claim;
 	private = (struct xt_table_info *)claim->private;
 	skb = claim->skb;
+	walk = &draft->walk;
+	__builtin_memset(walk, 0, sizeof(*walk));
+	walk->family = family;
 	said = bpf_map_lookup_elem(&hotdrops, &skb);
 	if (!said)
 		return 0;
 	if (bpf_ktime_get_ns() - said->mono_ns < TSDT_VERDICT_MAX_AGE_NS &&
 	    said->fingerprint == fingerprint_of((struct sk_buff *)skb)) {
-		begin_walk(&walk, private);
-		if (said->info > walk.entries && said->info < walk.entries + walk.size)
-			walk.wanted = said->info - walk.entries;
+		begin_walk(walk, private);
+		if (said->info > walk->entries && said->info < walk->entries + walk->size)
+			walk->wanted = said->info - walk->entries;
 	}
 	bpf_map_delete_elem(&hotdrops, &skb);
-	if (!walk.wanted)
+	if (!walk->wanted)
 		return 0;
-	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, &walk);
-	if (!walk.found)
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
+	if (!walk->found)
 		return 0;
-	claim->offset = walk.at;
-	claim->chain = walk.chain;
-	claim->number = walk.number;
+	claim->offset = walk->at;
+	claim->chain = walk->chain;
+	claim->number = walk->number;
 	claim->by_match = 1;
 	claim->unknown = TSDT_UNKNOWN_NONE;
 	return 0;

@@ -14,6 +14,7 @@
 // A function that is verified on its own, once, and not again for every way that leads to it. (One with scalars only
 // needs no such word: it is that on every kernel.)
 #define VERIFIED_ONCE __noinline
+#define CALLED_ONCE __noinline
 
 // Where a program is entered and left.
 #define ENTRY_OF(function) SEC("fentry/" #function)

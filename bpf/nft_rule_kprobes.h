@@ -123,7 +123,7 @@ static __noinline u64 find_type(u64 ops, u64 *name)
 }
 
 // As in nft_rule.h. An expression that cannot be made sense of may drop, too.
-static __noinline u64 dropping_expression(u64 ops)
+static __always_inline u64 dropping_expression(u64 ops)
 {
 	u64 name = 0, match = 0, type = find_type(ops, &name);
 

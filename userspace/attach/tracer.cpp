@@ -268,7 +268,7 @@ struct Tracer::State {
     void keep_counts(const BpfObject& object);
     int fill_filter(const BpfObject& object) const;
     int fill_hook_callers(const BpfObject& object) const;
-    bool trace_late(const std::string& function, std::string_view programs);
+    void trace_late(const std::string& function, std::string_view programs);
     int add_late(const std::string& function, std::string_view programs);
     int copy_template(const BpfObject& object, const std::string& function);
     bool traces_matches() const;
@@ -289,7 +289,10 @@ void Tracer::State::find_symbols(const BpfObject& object) {
         if (before == symbols.end()) // a tracepoint
             return false;
         const auto after = now.find(before->first);
-        return after == now.end() || after->second.address != before->second.address;
+        const bool gone = after == now.end() || after->second.address != before->second.address;
+        if (const auto late = late_functions.find(before->first); gone && late != late_functions.end())
+            late_functions.erase(late); // to be asked for again
+        return gone;
     });
     symbols = std::move(now);
 }
@@ -493,22 +496,21 @@ int Tracer::State::add_late(const std::string& function, std::string_view progra
         if (bpf_program__autoload(program))
             attachments.push_back({.program = program, .address = on_kprobes() ? symbols[function].address : 0});
     attach_all(attachments);
-    for (Attachment& attachment : attachments) {
+    for (const Attachment& attachment : attachments)
         if (!attachment.link)
             return -attachment.error;
+    for (Attachment& attachment : attachments) {
         const std::string_view section = bpf_program__section_name(attachment.program);
         links[fmt::format("{}/{}", section.substr(0, section.find('/')), function)] = std::move(attachment.link);
     }
     return 0;
 }
 
-// Whether the function is traced now.
-bool Tracer::State::trace_late(const std::string& function, std::string_view programs) {
+void Tracer::State::trace_late(const std::string& function, std::string_view programs) {
     const bool there = on_kprobes() ? symbols.contains(function) : types_for_loading->function(function).has_value();
     const int error = there ? add_late(function, programs) : -ESRCH;
     if (error)
         spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
-    return !error;
 }
 
 // Whether nothing can drop as a match of iptables-nft without being seen.
