@@ -861,6 +861,13 @@ struct {
 	__type(value, struct hotdrop);
 } hotdrops SEC(".maps");
 
+#ifndef TSDT_KPROBES
+static long visit_entry_of(u32 index, struct walk **walk)
+{
+	return look_at_entry(*walk) != 0;
+}
+#endif
+
 // No counter has moved: does a match say that it was the one? Then fills in the claim with its rule.
 VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
 {
@@ -890,7 +897,11 @@ VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
 	bpf_map_delete_elem(&hotdrops, &skb);
 	if (!walk->wanted)
 		return 0;
+#ifdef TSDT_KPROBES
 	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
+#else
+	bpf_loop(BPF_CORE_READ(private, number), visit_entry_of, &walk, 0); // whose context is to lie on the stack
+#endif
 	if (!walk->found)
 		return 0;
 	claim->offset = walk->at;
