@@ -9,6 +9,10 @@
 #define VERIFIED_ONCE static __noinline
 #define CALLED_ONCE static __always_inline // calls may be eight deep, loops included
 
+// The kernel runs no kprobe while another one is at work on that CPU, nor while a process reads or writes a BPF map there:
+// what a softirq dropped just then, none has seen.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_SEEN
+
 #define ENTRY_OF(function) SEC("kprobe/" #function)
 #define EXIT_OF(function) SEC("kretprobe/" #function)
 
@@ -139,12 +143,4 @@ static __always_inline u64 frame_at_return(struct pt_regs *regs)
 #else
 	return PT_REGS_SP(regs);
 #endif
-}
-
-// nf_tables before 5.13 (0854db2aaef3): which of a chain's two lists of rules packets meet now.
-static __always_inline u32 compat_gencursor(const struct nf_hook_state *state)
-{
-	struct net *net = BPF_CORE_READ(state, net);
-
-	return bpf_core_field_exists(net->nft.gencursor) ? BPF_CORE_READ(net, nft.gencursor) : 0;
 }

@@ -81,7 +81,7 @@ CALLED_ONCE int list_matches(struct tsdt_cause *cause, const struct verdict *ver
 	struct xt_table_info *private;
 	struct xt_table *table;
 
-	if (!traces_legacy || !cause || !verdict)
+	if (!traces_legacy || !cause || !verdict || (verdict->family != NFPROTO_IPV4 && verdict->family != NFPROTO_IPV6))
 		return 0;
 	table = (struct xt_table *)verdict->table_address;
 	private = (struct xt_table_info *)verdict->rule;

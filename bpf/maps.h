@@ -117,7 +117,7 @@ struct verdict {
 	u32 netns;
 	u32 number;
 	u32 queue; // tsdt_queue
-	u32 gencursor; // nf_tables of 5.10: which of each chain's two lists of rules the packet met
+	u32 gencursor; // nf_tables: which of each chain's two lists of rules packets met at that time
 	u8 source;
 	u8 unknown;
 	u8 hook;
@@ -152,6 +152,12 @@ static __always_inline u64 fingerprint_of(struct sk_buff *skb)
 		sum ^= sum >> 32;
 	}
 	return sum;
+}
+
+// nf_tables: which of each chain's two lists of rules packets meet now.
+static __always_inline u32 gencursor_of(const struct nf_hook_state *state)
+{
+	return BPF_CORE_READ(state, net, nft.gencursor);
 }
 
 // A verdict on `skb`, with what netfilter's state says of it filled in.
@@ -205,6 +211,9 @@ static __always_inline struct queueing *this_cpu_queueing(void)
 __u32 generations[TSDT_GENERATION_MAX];
 // How many changes are under way; userspace sets it right when the end of one was missed.
 __s32 changing[TSDT_GENERATION_MAX];
+
+// Stands for the generation of a ruleset that had been replaced when the packet died: it is that of no reading.
+#define GENERATION_PAST 0xffffffffu
 
 static __always_inline u32 generation(u32 which)
 {

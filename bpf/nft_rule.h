@@ -8,6 +8,7 @@
 struct path_step {
 	u64 chain; // struct nft_chain *
 	u64 expr;  // struct nft_expr * in that chain: a jump, or the one that dropped (the newest)
+	u64 rules; // where it lies: struct nft_rule_blob *. The chain may get others while the packet dies
 };
 
 // Steps [begin, end) of the trail of a CPU.
@@ -33,9 +34,11 @@ struct path {
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
 	u64 suspect;    // function of a match of iptables-nft on the way that may have dropped, untraced; 0: there is none
 	u64 hash;       // over the expressions
-	u32 gencursor;  // kprobes, 5.10: as in struct verdict
+	u32 gencursor;  // as in struct verdict
+	u32 outdated;   // a rule on the way belongs to a ruleset that has been replaced since
 	u32 owner;      // kprobes: which of this CPU's places to work in has this path
 	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
+	u32 pad;
 	struct path_step step[TSDT_PATH_MAX];
 };
 
@@ -66,22 +69,32 @@ static __always_inline u64 dropping_expression(u64 ops_address)
 #define MAX_RULES (1 << 20)
 #define MAX_EXPRESSIONS (1 << 22)
 
-// Address of the blob of `chain` that holds `expr`, or NULL. Both generations are looked at: they never
+static __always_inline bool blob_holds(u64 blob, u64 expr)
+{
+	u64 start = blob + bpf_core_field_offset(struct nft_rule_blob, data);
+
+	return blob && expr >= start && expr < start + BPF_CORE_READ((struct nft_rule_blob *)blob, size);
+}
+
+// Address of the blob of `chain` that holds `expr`, or 0. Both generations are looked at: they never
 // overlap while a reader may be in either.
-static __always_inline struct nft_rule_blob *blob_of(u64 chain_address, u64 expr)
+static __always_inline u64 rules_with(const struct path *path, u64 chain_address, u64 expr)
 {
 	struct nft_chain *chain = (struct nft_chain *)chain_address;
-	const u32 data_at = bpf_core_field_offset(struct nft_rule_blob, data);
-	struct nft_rule_blob *blob = BPF_CORE_READ(chain, blob_gen_0);
-	u64 start = (u64)blob + data_at;
+	u64 blob = (u64)BPF_CORE_READ(chain, blob_gen_0);
 
-	if (blob && expr >= start && expr < start + BPF_CORE_READ(blob, size))
+	if (blob_holds(blob, expr))
 		return blob;
-	blob = BPF_CORE_READ(chain, blob_gen_1);
-	start = (u64)blob + data_at;
-	if (blob && expr >= start && expr < start + BPF_CORE_READ(blob, size))
-		return blob;
-	return NULL;
+	blob = (u64)BPF_CORE_READ(chain, blob_gen_1);
+	return blob_holds(blob, expr) ? blob : 0;
+}
+
+// Whether packets that come now meet these rules of the chain.
+static __always_inline bool is_current(const struct path *path, u64 chain_address, u64 rules)
+{
+	struct nft_chain *chain = (struct nft_chain *)chain_address;
+
+	return rules == (path->gencursor ? (u64)BPF_CORE_READ(chain, blob_gen_1) : (u64)BPF_CORE_READ(chain, blob_gen_0));
 }
 
 // Rules are walked forward from the start of the blob: only so is each boundary known for certain.
@@ -103,20 +116,13 @@ static long visit_rule(u32 index, struct rule_search *search)
 	return 1;
 }
 
-static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 expr)
+// Which rule of its chain the step is in.
+static __always_inline void find_rule(const struct path *path, const struct path_step *step, struct rule_search *search)
 {
-	return blob_of(chain, expr);
-}
+	struct nft_rule_blob *blob = (struct nft_rule_blob *)step->rules;
 
-// Which rule of the chain it is that holds `expr`.
-static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
-{
-	struct nft_rule_blob *blob = blob_of(chain, expr);
-
-	search->expr = expr;
-	if (!blob)
-		return;
-	search->at = (u64)blob + bpf_core_field_offset(struct nft_rule_blob, data);
+	search->expr = step->expr;
+	search->at = step->rules + bpf_core_field_offset(struct nft_rule_blob, data);
 	search->end = search->at + BPF_CORE_READ(blob, size);
 	bpf_loop(MAX_RULES, visit_rule, search, 0);
 }
@@ -302,7 +308,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 {
 	struct trail_step *step = segment_step(reader, back);
 	struct path *path = reader->path;
-	u64 address, chain, by = 0;
+	u64 address, chain, rules, by = 0;
 	u32 kind, at = path->steps;
 	bool drops;
 
@@ -353,13 +359,16 @@ static long visit_step(u32 back, struct trail_reader *reader)
 			path->step[at].chain = chain;
 		path->steps = at + 1;
 	}
-	if (!path->wanted || !chain_holds(path, chain, path->wanted))
+	rules = path->wanted ? rules_with(path, chain, path->wanted) : 0;
+	if (!rules)
 		return kind == TRAIL_BEGIN;
 	compat_bound(at);
 	if (at >= TSDT_PATH_MAX)
 		return 1;
 	path->step[at].chain = chain;
 	path->step[at].expr = path->wanted;
+	path->step[at].rules = rules;
+	path->outdated |= !is_current(path, chain, rules);
 	path->steps = at + 1;
 	path->hash = (path->hash ^ path->wanted) * 0x100000001b3ULL;
 	path->hash ^= path->hash >> 29;
@@ -393,6 +402,7 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 	path->dropped_by = 0;
 	path->wanted = 0;
 	path->pending = 0;
+	path->outdated = 0;
 	path->suspect = 0;
 	path->hash = 0xcbf29ce484222325ULL;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
@@ -480,7 +490,7 @@ static long describe_step(u32 index, struct path_reader *reader)
 	if (index >= path->steps || index >= TSDT_PATH_MAX || from >= TSDT_PATH_MAX)
 		return 1;
 	describe_chain(path->step[from].chain, &cause->step[index]);
-	find_rule(path, path->step[from].chain, path->step[from].expr, &search);
+	find_rule(path, &path->step[from], &search);
 	if (search.found) {
 		cause->step[index].handle = search.handle;
 		cause->step[index].number = search.number;
@@ -491,12 +501,29 @@ static long describe_step(u32 index, struct path_reader *reader)
 }
 
 // Names every step of the way, oldest first. The walk through the blobs happens here.
-static __always_inline void describe_path(const struct path *path, struct tsdt_cause *cause)
+VERIFIED_ONCE int describe_path(const struct path *path, struct tsdt_cause *cause)
 {
 	struct path_reader reader = {.path = path, .cause = cause};
 
-	if (!path->steps)
-		return;
+	if (!traces_nft || !path || !cause || !path->steps)
+		return 0;
 	describe_table(path->step[0].chain, cause);
 	compat_loop(TSDT_PATH_MAX, TSDT_PATH_MAX, describe_step, &reader);
+	return 0;
+}
+
+// What tells the way from others that had its addresses at another time.
+static __always_inline u64 identity_of(const struct tsdt_cause *cause)
+{
+	u64 hash = cause->table_handle;
+
+	for (u32 i = 0; i < TSDT_PATH_MAX; i++) {
+		const struct tsdt_step *step = &cause->step[i];
+
+		if (i >= cause->steps)
+			break;
+		hash = (hash ^ step->handle ^ step->chain_handle << 32 ^ (u64)step->number << 48) * 0x9e3779b97f4a7c15ULL;
+		hash ^= hash >> 29;
+	}
+	return hash;
 }

@@ -67,11 +67,11 @@ struct {
 	__type(value, struct known_rule);
 } known_rules SEC(".maps");
 
-static __always_inline void find_rule(const struct path *path, u64 chain, u64 expr, struct rule_search *search)
+static __always_inline void find_rule(const struct path *path, const struct path_step *step, struct rule_search *search)
 {
-	struct known_rule_key key = {.chain = chain, .expr = expr, .gencursor = path->gencursor};
+	struct known_rule_key key = {.chain = step->chain, .expr = step->expr, .gencursor = path->gencursor};
 	const struct known_rule *known;
-	struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)chain;
+	struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)step->chain;
 	struct known_rule found = {};
 
 	key.generation = generation(TSDT_GENERATION_NF_TABLES);
@@ -82,7 +82,7 @@ static __always_inline void find_rule(const struct path *path, u64 chain, u64 ex
 		search->found = known->number != 0;
 		return;
 	}
-	search->expr = expr;
+	search->expr = step->expr;
 	// The other list may hold rules that are gone: it is freed only after the next change.
 	bpf_probe_read_kernel(&search->at, sizeof(search->at), path->gencursor ? &own->rules_gen_1 : &own->rules_gen_0);
 	if (search->at)
@@ -95,12 +95,20 @@ static __always_inline void find_rule(const struct path *path, u64 chain, u64 ex
 		bpf_map_update_elem(&known_rules, &key, &found, BPF_ANY);
 }
 
-static __always_inline bool chain_holds(const struct path *path, u64 chain, u64 expr)
+// Not 0 when the chain's list of that time holds `expr`.
+static __always_inline u64 rules_with(const struct path *path, u64 chain, u64 expr)
 {
+	struct path_step step = {.chain = chain, .expr = expr};
 	struct rule_search search = {};
 
-	find_rule(path, chain, expr, &search);
+	find_rule(path, &step, &search);
 	return search.found;
+}
+
+// Only the list that packets met when this one was dropped has been looked at.
+static __always_inline bool is_current(const struct path *path, u64 chain, u64 rules)
+{
+	return true;
 }
 
 // Where these ops have their type: the data of nft_compat follows it. 5.10's updates have added fields before it. Its name,

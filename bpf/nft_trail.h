@@ -49,6 +49,7 @@ int BPF_PROG(nft_do_chain_end, struct nft_pktinfo *pkt, void *priv, unsigned int
 	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
 	verdict.rule = (u64)pkt;
 	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
+	verdict.gencursor = gencursor_of(pkt->state);
 	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
 	return 0;
 }

@@ -165,3 +165,47 @@ TEST_CASE("a cause whose drops were all lost is still in the sum, and memory is 
     CHECK(summary.causes[0].packets == 5);
     CHECK(summary.causes[0].example.site.reason.empty());
 }
+
+TEST_CASE("causes that the kernel counts no more stay in the sum", "[aggregate]") {
+    Aggregator aggregator(0);
+    for (std::uint32_t id = 1; id <= 3; ++id) // one rule, in three generations of the ruleset
+        aggregator.first_of_cause(drop_of(id, "a", 1));
+    aggregator.retire({{1, 4, 40, 500, 600}, {2, 5, 50, 300, 900}},
+                      {{1, flow(136, 1111, 4)}, {2, flow(136, 1111, 3)}, {2, flow(138, 2222, 2)}});
+    for (const std::uint32_t now : {3U, 4U}) {
+        Summary summary = aggregator.summarize({{3, now, 10, 700, 800}}, {{3, flow(136, 1111, 1)}}, {}, 1, false);
+        REQUIRE(summary.causes.size() == 1);
+        CHECK(summary.causes[0].packets == 9 + now);
+        CHECK(summary.causes[0].bytes == 100);
+        CHECK(summary.causes[0].first_ns == 300);
+        CHECK(summary.causes[0].last_ns == 900);
+        REQUIRE(summary.causes[0].flows.size() == 2);
+        CHECK(summary.causes[0].flows[0].packets == 8);
+    }
+    // The rule's next cause joins them, and one of which nothing was shown is counted all the same.
+    CHECK(!aggregator.first_of_cause(drop_of(5, "a", 1)));
+    aggregator.retire({{3, 3, 30, 1, 2}, {9, 7, 70, 1, 2}}, {});
+    const Summary summary = aggregator.summarize({{5, 1, 1, 1, 1}}, {}, {}, 1, true);
+    CHECK(summary.packets() == 9 + 3 + 1 + 7);
+    CHECK(summary.causes.size() == 2);
+}
+
+TEST_CASE("rulesets that come and go for a week do not fill the memory", "[aggregate]") {
+    Aggregator aggregator(0);
+    std::uint64_t packets = 0;
+    for (std::uint32_t id = 1; id <= 3 * Aggregator::max_merged; ++id) {
+        aggregator.first_of_cause(drop_of(id, "a", id % 8));
+        aggregator.retire({{id, 1, 1, 1, 1}},
+                          {{id, flow(static_cast<std::uint8_t>(id), static_cast<std::uint16_t>(id), 1)}});
+        packets += 1;
+    }
+    const Summary summary = aggregator.summarize({}, {}, {}, 1, true);
+    CHECK(summary.packets() == packets);
+    REQUIRE(summary.causes.size() == 8);
+    for (const Cause& cause : summary.causes) {
+        std::uint64_t flows = cause.other_packets;
+        for (const Flow& one : cause.flows)
+            flows += one.packets;
+        CHECK(flows == cause.packets);
+    }
+}

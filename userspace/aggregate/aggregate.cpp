@@ -36,15 +36,79 @@ std::string identity(const Drop& drop) {
     return key;
 }
 
-using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
+} // namespace
 
-FlowKey key_of(const Flow& flow) {
+bool Aggregator::first_of_cause(const Drop& drop) {
+    if (const auto known = merged_.find(drop.cause_id); known != merged_.end()) {
+        // The first drop may have come while the ruleset changed: a later one knows the rule's text.
+        Drop& example = examples_.at(known->second);
+        if (example.rule && !example.rule->text && drop.rule && drop.rule->text)
+            example = drop;
+        return false;
+    }
+    const std::string same = identity(drop);
+    auto known = by_identity_.find(same);
+    const bool is_new = known == by_identity_.end();
+    if (merged_.size() >= max_merged || (is_new && examples_.size() >= max_causes))
+        return false;
+    if (is_new) {
+        known = by_identity_.emplace(same, drop.cause_id).first;
+        examples_.emplace(drop.cause_id, drop);
+    }
+    merged_.emplace(drop.cause_id, known->second);
+    return is_new;
+}
+
+Aggregator::FlowKey Aggregator::key_of(const Flow& flow) {
     return {flow.src, flow.sport, flow.dst, flow.dport, flow.proto};
 }
 
-// The largest flows into the cause, the rest as two numbers. What the kernel could not count by flow is
-// among the rest: it is in the cause's packets.
-void add_flows(Cause& cause, const std::map<FlowKey, Flow>& flows) {
+void Aggregator::add(Flows& flows, const Flow& flow) {
+    const auto [found, is_new] = flows.try_emplace(key_of(flow), flow);
+    if (!is_new)
+        found->second.packets += flow.packets;
+}
+
+void Aggregator::add(CauseCount& sum, const CauseCount& count) {
+    const bool first = sum.packets == 0;
+    sum.packets += count.packets;
+    sum.bytes += count.bytes;
+    sum.first_ns = first ? count.first_ns : std::min(sum.first_ns, count.first_ns);
+    sum.last_ns = first ? count.last_ns : std::max(sum.last_ns, count.last_ns);
+}
+
+std::uint32_t Aggregator::stands_for(std::uint32_t cause_id) const {
+    const auto found = merged_.find(cause_id);
+    return found == merged_.end() ? unknown_cause : found->second;
+}
+
+void Aggregator::retire(const std::vector<CauseCount>& causes, const std::vector<FlowCount>& flows) {
+    for (const FlowCount& count : flows) {
+        Flows& kept = retired_flows_[stands_for(count.cause_id)];
+        if (retired_flow_count_ < max_retired_flows || kept.contains(key_of(count.flow))) {
+            const std::size_t before = kept.size();
+            add(kept, count.flow);
+            retired_flow_count_ += kept.size() - before;
+        }
+    }
+    for (const CauseCount& count : causes) {
+        if (count.packets)
+            add(retired_[stands_for(count.id)], count);
+        merged_.erase(count.id);
+    }
+}
+
+// The largest flows are shown, the rest as two numbers. What the kernel could not count by flow is among the rest: it
+// is in the cause's packets.
+Cause Aggregator::cause_of(const CauseCount& sum, const Flows& flows) const {
+    Cause cause;
+    cause.id = sum.id;
+    if (sum.id != unknown_cause)
+        cause.example = examples_.at(sum.id);
+    cause.packets = sum.packets;
+    cause.bytes = sum.bytes;
+    cause.first_ns = sum.first_ns;
+    cause.last_ns = sum.last_ns;
     for (const auto& [key, flow] : flows)
         cause.flows.push_back(flow);
     // Stable over a sorted map: ties come out in the order of their addresses.
@@ -58,73 +122,31 @@ void add_flows(Cause& cause, const std::map<FlowKey, Flow>& flows) {
         shown += flow.packets;
     // Flows are read after causes, so while packets are still dropped they may be ahead.
     cause.other_packets = cause.packets > shown ? cause.packets - shown : 0;
-}
-
-} // namespace
-
-bool Aggregator::first_of_cause(const Drop& drop) {
-    if (const auto known = merged_.find(drop.cause_id); known != merged_.end()) {
-        // The first drop may have come while the ruleset changed: a later one knows the rule's text.
-        Drop& example = examples_.at(known->second);
-        if (example.rule && !example.rule->text && drop.rule && drop.rule->text)
-            example = drop;
-        return false;
-    }
-    if (merged_.size() >= max_causes)
-        return false;
-    const auto [found, is_new] = by_identity_.try_emplace(identity(drop), drop.cause_id);
-    merged_.emplace(drop.cause_id, found->second);
-    if (is_new)
-        examples_.emplace(drop.cause_id, drop);
-    return is_new;
+    return cause;
 }
 
 Summary Aggregator::summarize(const std::vector<CauseCount>& causes, const std::vector<FlowCount>& flows,
                               std::map<std::string, std::uint64_t> lost, std::int64_t until_ns, bool final) const {
-    const auto stands_for = [this](std::uint32_t id) {
-        const auto found = merged_.find(id);
-        return found == merged_.end() ? unknown_cause : found->second;
-    };
-
-    std::map<std::uint32_t, Cause> sums;
-    for (const CauseCount& count : causes) {
-        if (count.packets == 0)
-            continue;
-        const std::uint32_t id = stands_for(count.id);
-        const auto [found, is_new] = sums.try_emplace(id);
-        Cause& cause = found->second;
-        if (is_new) {
-            cause.id = id;
-            cause.first_ns = count.first_ns;
-            cause.last_ns = count.last_ns;
-            if (id != unknown_cause)
-                cause.example = examples_.at(id);
-        }
-        cause.packets += count.packets;
-        cause.bytes += count.bytes;
-        cause.first_ns = std::min(cause.first_ns, count.first_ns);
-        cause.last_ns = std::max(cause.last_ns, count.last_ns);
-    }
-
-    std::map<std::uint32_t, std::map<FlowKey, Flow>> flows_of;
-    for (const FlowCount& count : flows) {
-        const auto [found, is_new] = flows_of[stands_for(count.cause_id)].try_emplace(key_of(count.flow), count.flow);
-        if (!is_new)
-            found->second.packets += count.flow.packets;
-    }
+    std::map<std::uint32_t, CauseCount> sums = retired_;
+    for (const CauseCount& count : causes)
+        if (count.packets)
+            add(sums[stands_for(count.id)], count);
+    std::map<std::uint32_t, Flows> flows_of = retired_flows_;
+    for (const FlowCount& count : flows)
+        add(flows_of[stands_for(count.cause_id)], count.flow);
 
     Summary summary;
     summary.final = final;
     summary.since_ns = since_ns_;
     summary.until_ns = until_ns;
     summary.lost = std::move(lost);
-    for (auto& [id, cause] : sums) {
-        if (cause.example.noise) {
+    for (auto& [id, sum] : sums) {
+        sum.id = id;
+        Cause cause = cause_of(sum, flows_of[id]);
+        if (cause.example.noise)
             summary.hidden[cause.example.site.reason] += cause.packets;
-            continue;
-        }
-        add_flows(cause, flows_of[id]);
-        summary.causes.push_back(std::move(cause));
+        else
+            summary.causes.push_back(std::move(cause));
     }
     std::ranges::sort(summary.causes, [](const Cause& a, const Cause& b) {
         return std::tuple(b.packets, a.first_ns, a.id) < std::tuple(a.packets, b.first_ns, b.id);

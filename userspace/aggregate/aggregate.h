@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -29,7 +30,8 @@ struct FlowCount {
 // when namespace, kind, reason, function, hook and rule are the same. That is what is merged here.
 class Aggregator {
 public:
-    static constexpr std::size_t max_causes = 4096; // the kernel's map holds fewer
+    static constexpr std::size_t max_causes = 4096;  // after merging
+    static constexpr std::size_t max_merged = 65536; // before; the kernel's map holds fewer, a recording may hold more
 
     // Tracing began at since_ns (CLOCK_REALTIME).
     explicit Aggregator(std::int64_t since_ns) : since_ns_(since_ns) {}
@@ -38,16 +40,33 @@ public:
     // merging, is new: the time to show it in full. False also when max_causes are remembered already.
     bool first_of_cause(const Drop& drop);
 
+    // The last counts of causes that the kernel counts no more. They stay in all summaries, merged; their numbers are
+    // free for others.
+    void retire(const std::vector<CauseCount>& causes, const std::vector<FlowCount>& flows);
+
     // The counts so far, at until_ns (CLOCK_REALTIME). Causes of which no drop was ever given to
     // first_of_cause (its details were lost) are in one cause with an empty reason, so that the sum is exact.
     Summary summarize(const std::vector<CauseCount>& causes, const std::vector<FlowCount>& flows,
                       std::map<std::string, std::uint64_t> lost, std::int64_t until_ns, bool final) const;
 
 private:
+    using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
+    using Flows = std::map<FlowKey, Flow>;
+    static constexpr std::size_t max_retired_flows = 8192; // beyond those only the packets are kept
+
+    static FlowKey key_of(const Flow&);
+    static void add(Flows&, const Flow&);
+    static void add(CauseCount& sum, const CauseCount&);
+    std::uint32_t stands_for(std::uint32_t cause_id) const;
+    Cause cause_of(const CauseCount& sum, const Flows&) const;
+
     std::int64_t since_ns_;
     std::unordered_map<std::uint32_t, std::uint32_t> merged_; // the kernel's cause -> the one that stands for it
     std::map<std::string, std::uint32_t> by_identity_;
     std::unordered_map<std::uint32_t, Drop> examples_; // only of causes that stand for themselves
+    std::map<std::uint32_t, CauseCount> retired_;      // by the cause that stands for them
+    std::map<std::uint32_t, Flows> retired_flows_;
+    std::size_t retired_flow_count_ = 0;
 };
 
 } // namespace tsdroptrace::aggregate

@@ -44,6 +44,11 @@ struct FlowCount {
     std::uint64_t packets;
 };
 
+struct Retired {
+    std::vector<tsdt_cause> causes;
+    std::vector<FlowCount> flows;
+};
+
 class Tracer {
 public:
     // Attaches everything that this kernel allows. Needs BTF, and either bpf_loop (5.17) or 5.10 (then /proc/kallsyms
@@ -57,6 +62,7 @@ public:
 
     Capabilities capabilities() const;
     bool traces(std::string_view function) const; // now
+    bool has_nf_tables() const;                   // its module is there, or it is built in
     const decode::KernelNames& names() const;     // as of the start
 
     // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
@@ -80,6 +86,13 @@ public:
 
     std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
     std::vector<tsdt_cause> causes() const; // with their counts now
+
+    // Where many causes fill the kernel's map: takes out those that no packet can be counted in any more, and their
+    // flows, and returns them with their last counts. That is so of a rule's cause when the rulesets have changed since
+    // and its last packet died before `before_ns` (CLOCK_MONOTONIC; some seconds ago, so that no program is at work on
+    // it).
+    Retired retire_causes(std::uint64_t before_ns);
+
     std::vector<FlowCount> flows() const;
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
