@@ -186,6 +186,24 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
+// Packets of the filter that pass, by device: key and value of the map `seen`.
+enum tsdt_seen_way {
+	TSDT_SEEN_SENT = 0,     // toward the range, handed to the device's driver
+	TSDT_SEEN_RECEIVED = 1, // from the range, come in by the device
+};
+
+struct tsdt_seen_key {
+	__u32 netns; // inode of the device's network namespace
+	__u32 way;   // enum tsdt_seen_way
+	char dev[TSDT_IFNAME_LEN];
+};
+
+struct tsdt_seen {
+	__u64 packets;
+	__u64 first_ns; // CLOCK_MONOTONIC
+	__u64 last_ns;
+};
+
 // Who changed a ruleset: the record in the ring buffer `changes`. Sent when the change is complete, before `generation` is
 // there.
 struct tsdt_ruleset_change {

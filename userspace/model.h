@@ -129,6 +129,26 @@ struct Rule {
     bool stale = false;
 };
 
+// ---- evidence: what this machine itself says about a drop, asked once for each cause and far end ----
+
+// How a packet to the far end leaves this machine, as the kernel answers (ip route get).
+struct Route {
+    std::string type; // "unicast", "local", "unreachable", "blackhole", "prohibit"...: as ip prints it
+    std::optional<std::string> dev;
+    std::optional<Address> gateway;
+    std::uint32_t table = 0; // 254 is main, 52 Tailscale's
+    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"
+};
+
+// Each is empty where it was not asked for or could not be had.
+struct Evidence {
+    std::optional<Route> route;                 // to the far end
+    std::optional<bool> tailnet_peer;           // the far end has a route of its own in Tailscale's table
+    std::optional<bool> socket_waits;           // a socket here is bound to the packet's local address and port
+    std::optional<Process> waiting;             // whose it is
+    std::map<std::string, std::string> sysctls; // those that the catalogue asks for, by name: "net.ipv4.ip_forward"
+};
+
 // ---- explain: whose, why, what to do ----
 
 struct Fix {
@@ -161,6 +181,7 @@ struct Drop {
     std::shared_ptr<const Rule> rule; // null: none, or not known
     std::optional<Owner> owner;
     std::optional<Process> process;
+    std::shared_ptr<const Evidence> evidence;       // null: nothing was asked
     std::shared_ptr<const Explanation> explanation; // null: nothing known
     bool noise = false; // a healthy machine does this all day: counted, not shown by default
 };
@@ -184,11 +205,25 @@ struct Cause {
     std::uint64_t other_flows = 0, other_packets = 0; // beyond those
 };
 
+// Packets of the filter that passed a device, by its name.
+struct SeenWay {
+    std::uint64_t packets = 0;
+    std::map<std::string, std::uint64_t> by_dev;
+    std::optional<std::int64_t> first_ns, last_ns; // CLOCK_REALTIME; none: there was no packet
+};
+
+// Toward the range: handed to the device's driver. From the range: come in by the device, before anything could drop
+// them.
+struct Seen {
+    SeenWay sent, received;
+};
+
 struct Summary {
     static constexpr std::size_t max_flows = 10;
     bool final = false;
     std::int64_t since_ns = 0, until_ns = 0;     // CLOCK_REALTIME
     std::vector<Cause> causes;                   // most packets first, without the noise
+    std::optional<Seen> seen;                    // none: packets that pass are not counted
     std::map<std::string, std::uint64_t> lost;   // where -> events
     std::map<std::string, std::uint64_t> hidden; // reason -> packets of noise
     std::uint64_t packets() const;
