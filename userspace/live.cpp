@@ -93,6 +93,7 @@ Result<attach::Filter> filter_of(const Options& options) {
     filter.devices = options.devices;
     filter.reasons = options.reasons;
     filter.rules_only = options.rules_only;
+    filter.seen = options.seen;
     return filter;
 }
 
@@ -289,6 +290,7 @@ KernelCounts LiveRun::counts() const {
     KernelCounts counts{tracer_->causes(), {}, tracer_->lost()};
     for (const attach::FlowCount& flow : tracer_->flows())
         counts.flows.emplace_back(flow.key, flow.packets);
+    counts.seen = tracer_->seen();
     return counts;
 }
 
@@ -356,6 +358,9 @@ void LiveRun::finish() {
         recorder_.write(&recording::Writer::cause, cause);
     for (const auto& [key, packets] : totals.flows)
         recorder_.write(&recording::Writer::flow, key, packets);
+    if (totals.seen)
+        for (const tsdt_seen_count& count : *totals.seen)
+            recorder_.write(&recording::Writer::seen, count);
     recorder_.write(&recording::Writer::lost, tracer_->lost_by_place());
     recorder_.write(&recording::Writer::finish, realtime_ns());
 }
@@ -365,8 +370,8 @@ Status LiveRun::run(bool stdout_is_tty) {
     if (!json_file)
         return json_file.error();
 
-    const Start start{realtime_ns(), machine_.version,      machine_.kernel,
-                      machine_.host, filter_text(options_), tracer_->capabilities()};
+    const Start start{realtime_ns(),         machine_.version,        machine_.kernel, machine_.host,
+                      filter_text(options_), tracer_->capabilities(), options_.seen};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
     pipeline_.start(start);
     watch_rulesets(true);

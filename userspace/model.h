@@ -290,6 +290,7 @@ struct Start {
     std::string version, kernel, host;
     std::string filter; // as a person would write it: "100.100.0.0/16, both ways"
     Capabilities capabilities;
+    bool counts_seen = false; // packets that pass are counted
 };
 
 // ---- names, as the contract spells them ----

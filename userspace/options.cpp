@@ -54,6 +54,7 @@ constexpr Spec specs[] = {
     {"summary-every", "TIME", time_expected, "a summary each TIME, not only at the end"},
     {"json", "", "", "JSON lines on standard output, nothing else there"},
     {"json-file", "PATH", file_expected, "JSON lines to PATH as well, appended"},
+    {"no-seen", "", "", "do not count the packets that pass"},
     {"quiet", "", "", "only the summary"},
     {"verbose", "", "", "more diagnostics, and drops that are usually noise"},
     {"color", "auto|always|never", "auto, always or never", "default auto: on a terminal, unless NO_COLOR is set"},
@@ -65,8 +66,8 @@ constexpr Spec specs[] = {
 };
 
 // These belong to a recording, and cannot be had once it is made.
-constexpr std::string_view filters[] = {"dst",   "all",   "direction", "src",    "port",
-                                        "proto", "iface", "netns",     "reason", "rules-only"};
+constexpr std::string_view filters[] = {"dst",   "all",   "direction", "src",        "port",   "proto",
+                                        "iface", "netns", "reason",    "rules-only", "no-seen"};
 
 const Spec& spec_of(std::string_view name) { // one of `specs`
     return *std::find_if(std::begin(specs), std::end(specs), [&](auto& spec) { return spec.name == name; });
@@ -461,6 +462,7 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
 
     options.all = reader.given("all");
     options.rules_only = reader.given("rules-only");
+    options.seen = !reader.given("no-seen");
     options.json = reader.given("json");
     options.quiet = reader.given("quiet");
     options.verbose = reader.given("verbose");

@@ -48,6 +48,7 @@ struct Options {
     std::vector<std::string> netns;   // paths, names or inodes, not resolved yet
     std::vector<std::string> reasons; // as typed: the running kernel knows which there are
     bool rules_only = false;
+    bool seen = true; // count the packets that pass
 
     bool json = false;
     std::optional<std::string> json_file;

@@ -83,7 +83,10 @@ void Pipeline::retire(const KernelCounts& counts, std::int64_t now_ns) {
 
 Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, bool final) {
     const Counts now = decode_counts(counts, now_ns, final);
-    return aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
+    Summary summary = aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
+    if (counts.seen)
+        summary.seen = decode::decode_seen(*counts.seen, machine_);
+    return summary;
 }
 
 void Pipeline::start(const Start& start) {

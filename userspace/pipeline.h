@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct KernelCounts {
     std::vector<tsdt_cause> causes;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
     std::map<std::string, std::uint64_t> lost; // where -> events
+    // Packets that pass; none: they are not counted.
+    std::optional<std::vector<tsdt_seen_count>> seen = {};
 };
 
 class Pipeline {

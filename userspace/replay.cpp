@@ -53,6 +53,8 @@ public:
             error_ = added.error();
             return;
         }
+        if (meta_.start.counts_seen)
+            passing_.emplace();
         pipeline_->start(meta_.start);
     }
 
@@ -86,6 +88,11 @@ public:
 
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows_.emplace_back(key, packets); }
 
+    void seen(const tsdt_seen_count& count) override {
+        if (passing_)
+            passing_->push_back(count);
+    }
+
     void lost(const recording::LostCounts& counts) override {
         for (std::size_t place = 0; place < counts.size(); ++place)
             if (counts[place])
@@ -99,7 +106,7 @@ public:
             return *error_;
         if (!pipeline_)
             return Ok{};
-        KernelCounts counts{{}, std::move(flows_), lost_};
+        KernelCounts counts{{}, std::move(flows_), lost_, std::move(passing_)};
         for (auto& [id, cause] : causes_) {
             cause.packets =
                 std::max<std::uint64_t>(cause.packets, seen_[id]); // a recording that was cut has no last counts
@@ -125,6 +132,7 @@ private:
     std::optional<Pipeline> pipeline_;
     std::map<std::uint32_t, tsdt_cause> causes_;
     std::map<std::uint32_t, std::uint64_t> seen_;
+    decltype(KernelCounts::seen) passing_;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows_;
     std::map<std::string, std::uint64_t> lost_;
     std::int64_t until_ns_ = 0;

@@ -42,10 +42,12 @@ struct Collected : Visitor {
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows.emplace_back(key, packets); }
+    void seen(const tsdt_seen_count& count) override { seen_counts.push_back(count); }
     void lost(const LostCounts& counts) override { losts.push_back(counts); }
     void end(std::int64_t time_ns) override { ends.push_back(time_ns); }
 
     std::vector<Meta> metas;
+    std::vector<tsdt_seen_count> seen_counts;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
     std::vector<RulesetChange> changes;

@@ -62,6 +62,7 @@ Changer decode_changer(const tsdt_ruleset_change& record);
 
 // One value of the map `causes`. As read_drop.
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
+Result<tsdt_seen_count> read_seen(std::span<const std::byte> bytes);
 
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
@@ -69,6 +70,9 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 
 // The namespace with that inode.
 Netns decode_netns(std::uint32_t inode, const Machine& machine);
+
+// The counts of packets that pass, of all namespaces that are in them, by the devices' names.
+Seen decode_seen(const std::vector<tsdt_seen_count>& counts, const Machine& machine);
 
 // The functions registered at the hook where a packet died, one of which has dropped it; empty for a cause of which
 // more is known, or for which the kernel could not list them.

@@ -178,6 +178,14 @@ json to_json(const std::map<std::string, std::uint64_t>& counts) {
     return out;
 }
 
+json to_json(const SeenWay& way) {
+    const auto time = [](std::optional<std::int64_t> ns) { return ns ? json(rfc3339_utc(*ns)) : json(nullptr); };
+    return {{"packets", number(way.packets)},
+            {"by_dev", to_json(way.by_dev)},
+            {"first", time(way.first_ns)},
+            {"last", time(way.last_ns)}};
+}
+
 json to_json(const Capability& capability) {
     return {{"exactness", to_string(capability.exactness)},
             {"reason", capability.reason.empty() ? json(nullptr) : json(capability.reason)}};
@@ -274,7 +282,9 @@ std::string json_line(const Summary& summary, const std::string& host) {
     line["causes"] = json::array();
     for (const Cause& cause : summary.causes)
         line["causes"].push_back(to_json(cause));
-    line["seen"] = nullptr; // packets that pass are not counted
+    line["seen"] = nullptr;
+    if (const auto& seen = summary.seen)
+        line["seen"] = {{"sent", to_json(seen->sent)}, {"received", to_json(seen->received)}};
     line["lost"] = to_json(summary.lost);
     line["hidden"] = to_json(summary.hidden);
     return finish(line);

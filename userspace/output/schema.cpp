@@ -247,6 +247,16 @@ std::string schema() {
         "packets": { "$ref": "#/$defs/count" }
       }
     },
+    "seen": {
+      "type": "object",
+      "required": ["packets", "by_dev", "first", "last"],
+      "properties": {
+        "packets": { "$ref": "#/$defs/count" },
+        "by_dev": { "$ref": "#/$defs/counts" },
+        "first": { "oneOf": [{ "$ref": "#/$defs/time" }, { "type": "null" }] },
+        "last": { "oneOf": [{ "$ref": "#/$defs/time" }, { "type": "null" }] }
+      }
+    },
     "cause": {
       "type": "object",
       "required": ["drop", "rule", "netns", "packets", "bytes", "first", "last", "flows", "flows_other"],
@@ -409,7 +419,20 @@ std::string schema() {
         "since": { "$ref": "#/$defs/time" },
         "until": { "$ref": "#/$defs/time" },
         "causes": { "description": "most packets first", "type": "array", "items": { "$ref": "#/$defs/cause" } },
-        "seen": { "description": "null: the packets that pass were not counted", "type": ["object", "null"] },
+        "seen": {
+          "description": "packets of the filter in this network namespace (or those of --netns), dropped later or not; null: they were not counted",
+          "oneOf": [
+            { "type": "null" },
+            {
+              "type": "object",
+              "required": ["sent", "received"],
+              "properties": {
+                "sent": { "description": "toward the range, handed to the driver of a device", "$ref": "#/$defs/seen" },
+                "received": { "description": "from the range, come in by a device", "$ref": "#/$defs/seen" }
+              }
+            }
+          ]
+        },
         "lost": { "$ref": "#/$defs/counts" },
         "hidden": { "$ref": "#/$defs/counts" }
       }

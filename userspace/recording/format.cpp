@@ -100,6 +100,7 @@ void describe(auto& archive, T& start) {
     archive("host", start.host);
     archive("filter", start.filter);
     archive("capabilities", start.capabilities);
+    archive("counts_seen", start.counts_seen);
 }
 
 template <Is<Process> T>

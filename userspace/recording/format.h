@@ -47,6 +47,7 @@ enum class FrameType : std::uint32_t {
     end = 7,      // End
     netns = 8,    // JSON of NetnsName, before the first drop in that namespace
     ruleset = 9,  // JSON of RulesetChange
+    seen = 12,    // tsdt_seen_count, at the end
 };
 
 struct FrameHeader {

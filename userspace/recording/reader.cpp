@@ -76,6 +76,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::cause, sizeof(tsdt_cause), sizeof(tsdt_cause)},
     {FrameType::drop, sizeof(tsdt_drop), sizeof(tsdt_drop)},
     {FrameType::flow, sizeof(Flow), sizeof(Flow)},
+    {FrameType::seen, sizeof(tsdt_seen_count), sizeof(tsdt_seen_count)},
     {FrameType::lost, sizeof(LostCounts), sizeof(LostCounts)},
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
@@ -179,6 +180,8 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         visitor_.flow(flow->key, flow->packets);
         return std::nullopt;
     }
+    case FrameType::seen:
+        return deliver(decode::read_seen(payload), [&](const tsdt_seen_count& count) { visitor_.seen(count); });
     case FrameType::lost:
         visitor_.lost(*copy<LostCounts>(payload));
         return std::nullopt;

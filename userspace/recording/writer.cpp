@@ -156,6 +156,10 @@ Status Writer::flow(const tsdt_flow_key& key, std::uint64_t packets) {
     return append(FrameType::flow, bytes_of(Flow{key, 0, packets}));
 }
 
+Status Writer::seen(const tsdt_seen_count& count) {
+    return append(FrameType::seen, bytes_of(count));
+}
+
 Status Writer::lost(const LostCounts& counts) {
     return append(FrameType::lost, bytes_of(counts));
 }
