@@ -8,10 +8,10 @@
 
 #include "drop.h"
 
-// By the first 16 bits of an address, as they lie in memory: whether a range of the remote side may hold it. Filled in by
-// userspace.
-const volatile __u8 first_bits4[8192];
-const volatile __u8 first_bits6[8192];
+// By the first 16 bits of an address, as they lie in memory: not 0 where a range of the remote side may hold it. Filled in
+// by userspace. A byte each, since bits would have to be shifted.
+const volatile __u8 first_bits4[65536];
+const volatile __u8 first_bits6[65536];
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -55,11 +55,6 @@ extern void *bpf_rdonly_cast(void *pointer, __u32 type) __ksym __weak;
 	(type##_type ? *(u16 *)&((struct type *)bpf_rdonly_cast((void *)(header), type##_type))->field : \
 		       READ_BY_CALL((header) + __builtin_offsetof(struct type, field)))
 #endif
-
-static __always_inline bool may_match(const volatile __u8 *bits, u16 first)
-{
-	return match_all || bits[first >> 3] >> (first & 7) & 1;
-}
 
 static __always_inline bool was_sent_before(struct sk_buff *skb)
 {
@@ -109,30 +104,47 @@ __noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
 	return 0;
 }
 
-// On its way into a device's driver, as packet sockets see it.
-SEC("tp_btf/net_dev_start_xmit")
-int BPF_PROG(on_net_dev_start_xmit, struct sk_buff *skb, struct net_device *dev)
-{
-	u64 header = (u64)skb->head + skb->network_header;
-	u16 protocol = skb->protocol;
+// The short way out of both programs: no call, and nothing that a register would have to be saved for.
+#define MAY_MATCH(protocol, header, field)                                                                    \
+	((protocol) == bpf_htons(ETH_P_IP)   ? first_bits4[FIRST_BITS(iphdr, header, field)] :               \
+	 (protocol) == bpf_htons(ETH_P_IPV6) ? first_bits6[FIRST_BITS(ipv6hdr, header, field)] :             \
+						  0)
 
-	if (protocol == bpf_htons(ETH_P_IP) ? !may_match(first_bits4, FIRST_BITS(iphdr, header, daddr)) :
-	    protocol == bpf_htons(ETH_P_IPV6) ? !may_match(first_bits6, FIRST_BITS(ipv6hdr, header, daddr)) : true)
-		return 0;
-	return count_seen(as_number(skb), as_number(dev), skb->network_header, TSDT_SEEN_SENT);
+static __noinline int sent(u64 *ctx)
+{
+	struct sk_buff *skb = (void *)ctx[0];
+
+	return count_seen(as_number(skb), as_number((void *)ctx[1]), skb->network_header, TSDT_SEEN_SENT);
 }
 
-// Come in by a device, before anything else has looked at it. A device that stands for others hands it on a second time.
-SEC("tp_btf/netif_receive_skb")
-int BPF_PROG(on_netif_receive_skb, struct sk_buff *skb)
+// On its way into a device's driver, as packet sockets see it.
+SEC("tp_btf/net_dev_start_xmit")
+int on_net_dev_start_xmit(u64 *ctx) // struct sk_buff *skb, struct net_device *dev
 {
-	u64 header = (u64)skb->data;
-	u16 protocol = skb->protocol;
+	const struct sk_buff *skb = (void *)ctx[0];
 
-	if (protocol == bpf_htons(ETH_P_IP) ? !may_match(first_bits4, FIRST_BITS(iphdr, header, saddr)) :
-	    protocol == bpf_htons(ETH_P_IPV6) ? !may_match(first_bits6, FIRST_BITS(ipv6hdr, header, saddr)) : true)
+	if (!MAY_MATCH(skb->protocol, (u64)skb->head + skb->network_header, daddr))
 		return 0;
+	return sent(ctx);
+}
+
+// A device that stands for others hands what has come in by these on a second time.
+static __noinline int received(u64 *ctx)
+{
+	struct sk_buff *skb = (void *)ctx[0];
+
 	if (skb->skb_iif)
 		return 0;
-	return count_seen(as_number(skb), as_number(skb->dev), header - (u64)skb->head, TSDT_SEEN_RECEIVED);
+	return count_seen(as_number(skb), as_number(skb->dev), (u64)skb->data - (u64)skb->head, TSDT_SEEN_RECEIVED);
+}
+
+// Come in by a device, before anything else has looked at it.
+SEC("tp_btf/netif_receive_skb")
+int on_netif_receive_skb(u64 *ctx) // struct sk_buff *skb
+{
+	const struct sk_buff *skb = (void *)ctx[0];
+
+	if (!MAY_MATCH(skb->protocol, (u64)skb->data, saddr))
+		return 0;
+	return received(ctx);
 }

@@ -137,7 +137,6 @@ bool rules_may_queue(const KernelTypes& types) {
 // What bpf/seen.h needs to read a header with one load.
 constexpr const char* rdonly_cast = "bpf_rdonly_cast";
 constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
-using FirstBits = std::array<std::uint8_t, 8192>;
 
 // How many functions may be traced so in one run.
 constexpr std::size_t max_hook_functions = 32;
@@ -261,6 +260,7 @@ struct Tracer::State {
     bool choose_functions(const BpfObject& object) const;
     void set_constants(const BpfObject& object, std::uint32_t instance);
     void set_seen_constants(const BpfObject& object) const;
+    void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
     void keep_counts(const BpfObject& object);
@@ -511,25 +511,23 @@ void Tracer::State::set_sizes(const BpfObject& object) const {
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
 }
 
-// By the first 16 bits of an address, as they lie in memory, whether a range may hold it.
-FirstBits first_bits(const std::vector<Cidr>& ranges, IpFamily family) {
-    FirstBits bits{};
-    for (const Cidr& range : ranges) {
+// By the first 16 bits of an address, as they lie in memory: whether a range may hold it.
+void Tracer::State::set_first_bits(const BpfObject& object, const char* name, IpFamily family) const {
+    std::vector<std::uint8_t> bits(1 << 16, filter.all);
+    for (const Cidr& range : filter.ranges) {
         if (range.family != family)
             continue;
         const unsigned base = static_cast<unsigned>(range.network[0] << 8 | range.network[1]);
         const unsigned count = range.prefix >= 16 ? 1 : 1u << (16 - range.prefix);
-        for (unsigned value = base; value < base + count; ++value) {
-            const std::uint16_t first = htons(static_cast<std::uint16_t>(value));
-            bits[first / 8] = static_cast<std::uint8_t>(bits[first / 8] | 1u << first % 8);
-        }
+        for (unsigned value = base; value < base + count; ++value)
+            bits[htons(static_cast<std::uint16_t>(value))] = 1;
     }
-    return bits;
+    object.set_constant(name, bits.data(), bits.size());
 }
 
 void Tracer::State::set_seen_constants(const BpfObject& object) const {
-    object.set_constant("first_bits4", first_bits(filter.ranges, IpFamily::ipv4));
-    object.set_constant("first_bits6", first_bits(filter.ranges, IpFamily::ipv6));
+    set_first_bits(object, "first_bits4", IpFamily::ipv4);
+    set_first_bits(object, "first_bits6", IpFamily::ipv6);
     if (on_kprobes())
         return;
     const bool may_cast = types_for_loading->function(rdonly_cast).has_value();
