@@ -8,6 +8,10 @@
 
 #define VERIFIED_ONCE static __noinline
 
+// The kernel runs no kprobe while another one is at work on that CPU, nor while a process reads or writes a BPF map there:
+// what a softirq dropped just then, none has seen.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_SEEN
+
 #define ENTRY_OF(function) SEC("kprobe/" #function)
 #define EXIT_OF(function) SEC("kretprobe/" #function)
 

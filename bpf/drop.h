@@ -26,6 +26,7 @@ const volatile bool by_reason;
 const volatile bool by_netns;
 const volatile bool by_device;  // is in `devices`
 const volatile bool rules_only; // a rule or a policy dropped it
+const volatile bool inferred;   // which rule dropped a packet, userspace infers: here it may be any that netfilter dropped
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -117,6 +118,7 @@ enum place {
 	PLACE_NF_HOOK_SLOW = 3,
 	PLACE_NF_QUEUE = 4,
 	PLACE_REINJECT = 5,
+	PLACE_BRIDGE_PREROUTING = 6, // nf_hook_slow's part there; but not all that dies in it is netfilter's
 };
 
 struct {
@@ -289,7 +291,8 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 {
 	if (!drop)
 		return 0;
-	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY))
+	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY) &&
+	    !(inferred && drop->key.source == TSDT_SOURCE_NETFILTER))
 		return 0;
 	if (by_netns && !chosen(TSDT_CHOICE_NETNS, drop->key.netns))
 		return 0;
@@ -332,6 +335,8 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 		place = PLACE_NF_QUEUE;
 	else if (begins_with(scratch->symbol, "nf_reinject+", 12) || begins_with(scratch->symbol, "nfqnl_reinject+", 15))
 		place = PLACE_REINJECT;
+	else if (begins_with(scratch->symbol, "br_handle_frame+", 16) || begins_with(scratch->symbol, "nf_hook_bridge_pre", 18))
+		place = PLACE_BRIDGE_PREROUTING;
 	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
 	return place;
 }
@@ -482,7 +487,8 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 	scratch->drop.key.unknown = TSDT_UNKNOWN_QUEUE;
 	return NULL;
 }
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 }
 static __always_inline void list_hook_functions(struct tsdt_cause *cause, u64 skb)
@@ -541,14 +547,15 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 }
 
 // At which hook nf_hook_slow has dropped the packet: by who called it.
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
 	u32 hook;
 
 	if (!search || bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) <= 0)
 		return;
-	hook = find_hook(emitter, location);
+	hook = find_hook(emitter, location, below);
 	if (!hook)
 		return;
 	drop->key.pf = hook >> 8;
@@ -611,7 +618,8 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
 		cause->steps = 1;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
-	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
+	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff &&
+		   place_of(cause->key.location, scratch) == PLACE_NF_HOOK_SLOW) {
 		list_hook_functions(cause, skb);
 	} else if (with_verdict) {
 		cause->family = verdict->family;
@@ -706,11 +714,14 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	drop->key.hook = 0xff;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
+	if (place == PLACE_BRIDGE_PREROUTING &&
+	    !(verdict && verdict->pf == NFPROTO_BRIDGE && verdict->hook == NF_BR_PRE_ROUTING))
+		place = PLACE_OTHER;
 	if (rules_only && place == PLACE_OTHER)
 		return 0;
 	// A table's verdict is carried out in nf_hook_slow, or after a queue in nf_reinject. One that is still there when
 	// the packet dies elsewhere was about an earlier packet, in the same skb.
-	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT)
+	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT && place != PLACE_BRIDGE_PREROUTING)
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
@@ -730,9 +741,10 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = attribute_queued(scratch, skb, address);
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
-		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
-		if (place == PLACE_NF_HOOK_SLOW)
-			find_hook_of_drop(ctx, drop, emitter, location);
+		drop->key.unknown = COMPAT_UNKNOWN_UNSEEN;
+		// nft_do_chain, where it is not traced: its caller stands at the hook.
+		if (place == PLACE_NF_HOOK_SLOW || place == PLACE_NFT_DO_CHAIN)
+			find_hook_of_drop(ctx, drop, emitter, location, place == PLACE_NFT_DO_CHAIN);
 	}
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))

@@ -40,6 +40,8 @@ enum tsdt_unknown {
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
 	TSDT_UNKNOWN_NO_BASELINE = 6,     // x_tables: the table was being replaced, or has more dropping rules than are watched
 	TSDT_UNKNOWN_QUEUE = 7,           // it was in a queue for a program, or on its way there: see tsdt_queue
+	TSDT_UNKNOWN_NOT_SEEN = 8,        // kprobes: as NOT_TRACED, or the kernel has skipped the probes for this packet
+	TSDT_UNKNOWN_MANY_POLICIES = 9,   // ebtables: a policy dropped it, and several chains have that one
 };
 
 // tsdt_cause_key.queue: 0 when no queue (NFQUEUE) has to do with the drop. Else one of these, with TSDT_QUEUE_NUMBERED
@@ -227,7 +229,10 @@ enum tsdt_ruleset {
 	TSDT_RULESET_NF_TABLES = 0,
 	TSDT_RULESET_IP_TABLES = 1,
 	TSDT_RULESET_IP6_TABLES = 2,
-	TSDT_RULESET_MAX = 3,
+	TSDT_RULESET_ARP_TABLES = 3,
+	TSDT_RULESET_BRIDGE_FILTER = 4, // ebtables: the table filter
+	TSDT_RULESET_BRIDGE_NAT = 5,    // and nat; broute drops nothing
+	TSDT_RULESET_MAX = 6,
 };
 
 // Records of changes in one second: those beyond are counted by netns class (enum tsdt_netns_class), not sent.

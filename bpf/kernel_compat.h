@@ -15,6 +15,9 @@
 // needs no such word: it is that on every kernel.)
 #define VERIFIED_ONCE __noinline
 
+// What it means that no program has seen who dropped a packet.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_TRACED
+
 // Where a program is entered and left.
 #define ENTRY_OF(function) SEC("fentry/" #function)
 #define EXIT_OF(function) SEC("fexit/" #function)

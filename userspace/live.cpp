@@ -7,8 +7,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <deque>
+#include <map>
 #include <optional>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -20,6 +24,7 @@
 #include "outputs.h"
 #include "pipeline.h"
 #include "recording/writer.h"
+#include "resolve_rule/live_looks.h"
 #include "resolve_rule/live_snapshots.h"
 #include "ruleset_watch.h"
 #include "util/netns.h"
@@ -45,14 +50,15 @@ void watch_signals() {
     sigaction(SIGPIPE, &action, nullptr);
 }
 
-std::int64_t monotonic_ns() {
+std::uint64_t monotonic_ns() {
     timespec monotonic{};
     clock_gettime(CLOCK_MONOTONIC, &monotonic);
-    return static_cast<std::int64_t>(monotonic.tv_sec) * 1'000'000'000 + monotonic.tv_nsec;
+    return static_cast<std::uint64_t>(monotonic.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(monotonic.tv_nsec);
 }
 
 std::int64_t realtime_minus_monotonic() {
-    return realtime_ns() - monotonic_ns();
+    const std::int64_t now = realtime_ns();
+    return now - static_cast<std::int64_t>(monotonic_ns());
 }
 
 decode::Machine this_machine(const attach::Tracer& tracer) {
@@ -152,7 +158,8 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
+          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()),
+          looks_([this] { return tracer_->has_nf_tables(); }) {}
 
     Status run(bool stdout_is_tty);
 
@@ -163,6 +170,9 @@ private:
     void name_netns(std::uint32_t inode);
     void follow_clock();
     void watch_rulesets(bool at_start = false);
+    void begin_to_infer(const Capabilities& capabilities);
+    void look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns);
+    void look_for_waiting(bool last = false);
     void report_changes(bool last = false);
     void report_lost();
     void retire_causes();
@@ -177,6 +187,12 @@ private:
     RulesetWatch watch_;
     std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
     Pipeline pipeline_;
+
+    // Looks at counters, where rules are inferred. Those that no packet has needed (yet) are not recorded.
+    using RulesetKey = std::pair<resolve_rule::SnapshotKind, std::uint32_t>; // with the namespace
+    resolve_rule::LiveLooks looks_;
+    std::map<RulesetKey, std::deque<resolve_rule::Look>> unrecorded_; // oldest first
+    std::map<RulesetKey, std::uint32_t> recorded_;                    // generation of the last snapshot
 
     struct KeyLess {
         bool operator()(const tsdt_cause_key& a, const tsdt_cause_key& b) const {
@@ -259,13 +275,68 @@ void LiveRun::watch_rulesets(bool at_start) {
         const char* module;
     } kinds[] = {{SnapshotKind::nf_tables, "nft_do_chain", "/sys/module/nf_tables"},
                  {SnapshotKind::ip_tables, "ipt_do_table", "/sys/module/ip_tables"},
-                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"}};
+                 {SnapshotKind::ip6_tables, "ip6t_do_table", "/sys/module/ip6_tables"},
+                 {SnapshotKind::arp_tables, "arpt_do_table", "/sys/module/arp_tables"}};
     for (const auto& [kind, function, module] : kinds) {
         if (tracer_->traces(function))
             watch_.watch(kind, machine_.own_netns, Clock::now(), absent_.contains(kind));
         else if (at_start && access(module, F_OK) != 0)
             absent_.insert(kind);
     }
+}
+
+// The first look, before the first packet that is shown has died. Namespaces that were not named by the user are looked
+// at when something has died there.
+void LiveRun::begin_to_infer(const Capabilities& capabilities) {
+    using resolve_rule::SnapshotKind;
+    std::vector<SnapshotKind> kinds;
+    if (capabilities.iptables_legacy.exactness == Exactness::inferred)
+        kinds = {SnapshotKind::ip_tables, SnapshotKind::ip6_tables};
+    if (capabilities.nftables.exactness == Exactness::inferred)
+        kinds.push_back(SnapshotKind::nf_tables);
+    std::set<std::uint32_t> namespaces{machine_.own_netns};
+    for (const std::string& typed : options_.netns)
+        if (const auto inode = resolve_netns(typed))
+            namespaces.insert(*inode);
+    for (const std::uint32_t netns : namespaces)
+        for (const SnapshotKind kind : kinds)
+            look_at(kind, netns);
+}
+
+void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
+    constexpr std::size_t most = 3; // as many as an answer may go back to
+    const RulesetKey key{kind, netns};
+    auto look = looks_.look(kind, netns);
+    auto& unrecorded = unrecorded_[key];
+    if (unrecorded.size() >= most)
+        unrecorded.pop_front();
+    unrecorded.push_back(look);
+    if (pipeline_.waiting().contains(key)) {
+        for (const resolve_rule::Look& one : unrecorded) {
+            if (one.snapshot && std::exchange(recorded_[key], one.generation) != one.generation)
+                recorder_.write(&recording::Writer::snapshot, *one.snapshot);
+            recorder_.write(&recording::Writer::look, one);
+        }
+        unrecorded_.erase(key);
+    }
+    pipeline_.look(std::move(look));
+}
+
+// Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks,
+// the fewer rules have counted in between.
+void LiveRun::look_for_waiting(bool last) {
+    // What died in a burst is looked at together: in the midst of it counters are ahead of the packets that are known.
+    constexpr std::uint64_t burst_ns = 30'000'000;
+    for (const auto& [ruleset, died_ns] : pipeline_.waiting()) {
+        const auto& [kind, netns] = ruleset;
+        if (last || (monotonic_ns() >= died_ns + burst_ns && looks_.may_look(kind, netns)))
+            look_at(kind, netns);
+    }
+    if (last)
+        pipeline_.stop_waiting();
+    else
+        for (const auto& [kind, netns] : looks_.outdated())
+            look_at(kind, netns);
 }
 
 void LiveRun::report_changes(bool last) {
@@ -308,7 +379,7 @@ void LiveRun::report_lost() {
 // Where rules change and drop all the time, each ruleset brings new causes: those of the past make room.
 void LiveRun::retire_causes() {
     constexpr std::uint64_t settled_ns = 3'000'000'000;
-    const auto now = static_cast<std::uint64_t>(monotonic_ns());
+    const std::uint64_t now = monotonic_ns();
     const attach::Retired retired = tracer_->retire_causes(std::min(now - settled_ns, handled_until_ns_));
     if (retired.causes.empty())
         return;
@@ -342,6 +413,7 @@ void LiveRun::finish() {
         if (!polled || records == 0)
             break;
     }
+    look_for_waiting(true);
     report_changes(true);
     report_lost();
     KernelCounts totals = counts();
@@ -373,6 +445,7 @@ Status LiveRun::run(bool stdout_is_tty) {
     const Start start{realtime_ns(),         machine_.version,        machine_.kernel, machine_.host,
                       filter_text(options_), tracer_->capabilities(), options_.seen};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
+    begin_to_infer(start.capabilities);
     pipeline_.start(start);
     watch_rulesets(true);
     lost_checked_ns_ = start.time_ns;
@@ -389,8 +462,10 @@ Status LiveRun::run(bool stdout_is_tty) {
                 break;
             patience = std::min(patience, left);
         }
+        if (!pipeline_.waiting().empty())
+            patience = std::min(patience, milliseconds(20));
         slice_end_ = Clock::now() + milliseconds(100);
-        const auto before_ns = static_cast<std::uint64_t>(monotonic_ns());
+        const std::uint64_t before_ns = monotonic_ns();
         const std::uint64_t handled_before = handled_;
         if (const Status polled =
                 tracer_->poll(patience, [this](std::span<const std::byte> bytes) { return on_record(bytes); });
@@ -399,6 +474,7 @@ Status LiveRun::run(bool stdout_is_tty) {
         if (handled_ == handled_before)
             handled_until_ns_ = before_ns; // there was none
 
+        look_for_waiting();
         report_changes();
         const auto now = Clock::now();
         if (reopen_requested && *json_file) {

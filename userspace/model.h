@@ -126,6 +126,7 @@ struct Rule {
     std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
     std::string verdict = "drop";
     Confidence confidence = Confidence::exact;
+    std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
     bool stale = false;
 };
 

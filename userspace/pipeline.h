@@ -4,11 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "aggregate/aggregate.h"
@@ -16,6 +19,7 @@
 #include "decode/decode.h"
 #include "explain/explain.h"
 #include "output/output.h"
+#include "resolve_rule/inference.h"
 #include "resolve_rule/resolve_rule.h"
 #include "util/result.h"
 
@@ -41,11 +45,18 @@ public:
 
     void start(const Start& start);
 
-    // One packet and its cause. Returns true when it was shown, false when it is noise.
+    // One packet and its cause. Returns true when it was shown, or will be, false when it is noise. Where the rule is
+    // to be inferred, it is shown once the counters have been looked at.
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
     // Last counts of causes that the kernel has forgotten: they stay in the summary. All their drops were handed over.
     void retire(const KernelCounts& counts, std::int64_t now_ns);
+    // The rulesets whose counters have to be looked at for packets that are waiting, and when the first of these has
+    // died (CLOCK_MONOTONIC).
+    std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> waiting() const;
+    void look(resolve_rule::Look look);
+    // There will be no look any more: what is waiting is shown without.
+    void stop_waiting();
 
     void lost(const Lost& lost);
     void ruleset(RulesetChange change); // netns name and owners are filled in here
@@ -62,9 +73,13 @@ private:
         std::vector<aggregate::CauseCount> causes;
         std::vector<aggregate::FlowCount> flows;
     };
-    Counts decode_counts(const KernelCounts& counts, std::int64_t now_ns, bool final);
+    Counts decode_counts(const KernelCounts& counts) const;
+    void introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, std::int64_t now_ns,
+                   bool final);
     Summary summarize(const KernelCounts& counts, std::int64_t now_ns, bool final);
-    void complete(Drop& drop, const tsdt_cause& cause, const tsdt_drop& record);
+    void complete(Drop& drop);
+    void show(Drop& drop);
+    void settle(Drop& drop, resolve_rule::Answer answer);
     void check(const Status& status);
 
     const decode::Machine& machine_;
@@ -73,6 +88,32 @@ private:
     aggregate::Aggregator aggregator_;
     std::vector<std::unique_ptr<output::Output>> outputs_;
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
+
+    // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown
+    // ones. Those of one rule are a cause of their own, taken out of the kernel's.
+    using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
+    struct Part {
+        std::uint32_t id = 0, of = 0; // the kernel's cause
+        std::uint64_t packets = 0, bytes = 0;
+        std::int64_t first_ns = 0, last_ns = 0; // CLOCK_REALTIME
+        std::map<FlowKey, std::uint64_t> flows;
+    };
+    struct Waiting {
+        Drop drop;
+        resolve_rule::Question question;
+    };
+    static constexpr std::size_t max_waiting = 2048, max_parts = 1024, max_part_flows = 8192;
+    static constexpr std::uint32_t first_part = 0x80000000; // the kernel's ids are smaller
+
+    Part* part_of(const Drop& drop);
+    void split(std::vector<aggregate::CauseCount>& causes, std::vector<aggregate::FlowCount>& flows, bool final) const;
+
+    resolve_rule::InferredBackends inferred_;
+    resolve_rule::Inference inference_;
+    std::deque<Waiting> waiting_;
+    std::map<std::string, Part> parts_; // by the kernel's cause and the rule
+    std::size_t part_flows_ = 0;
+
     std::optional<Error> output_error_;
     bool reader_gone_ = false;
 };

@@ -60,6 +60,15 @@ public:
 
     void snapshot(resolve_rule::Snapshot snapshot) override { snapshots_.add(std::move(snapshot)); }
 
+    void look(resolve_rule::Look look) override {
+        if (error_)
+            return;
+        look.snapshot = snapshots_.get(look.kind, look.netns, look.generation);
+        if (look.snapshot && look.snapshot->generation != look.generation)
+            look.snapshot = nullptr;
+        pipeline_->look(std::move(look));
+    }
+
     void netns(const recording::NetnsName& netns) override {
         constexpr std::size_t max_names = 1024; // as the live side
         if (meta_.machine.netns_names.size() < max_names)
@@ -112,6 +121,7 @@ public:
                 std::max<std::uint64_t>(cause.packets, seen_[id]); // a recording that was cut has no last counts
             counts.causes.push_back(cause);
         }
+        pipeline_->stop_waiting();
         for (const auto& [where, count] : lost_)
             pipeline_->lost({count, where, meta_.start.time_ns});
         pipeline_->summary(counts, until_ns_, true);

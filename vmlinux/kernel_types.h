@@ -78,6 +78,26 @@ enum {
 };
 
 enum {
+	EBT_DROP = -2,
+	EBT_ENTRY_OR_ENTRIES = 0x01,
+	EBT_NOPROTO = 0x02,
+	EBT_802_3 = 0x04,
+	EBT_SOURCEMAC = 0x08,
+	EBT_DESTMAC = 0x10,
+	EBT_IPROTO = 0x01,
+	EBT_ISOURCE = 0x08,
+	EBT_IDEST = 0x10,
+	NF_BR_PRE_ROUTING = 0,
+	NF_BR_BROUTING = 5,
+};
+
+enum {
+	ARPT_INV_SRCIP = 0x04,
+	ARPT_INV_TGTIP = 0x08,
+	ARPT_INV_ARPOP = 0x40,
+};
+
+enum {
 	XT_INV_SRCPT = 0x01, // XT_UDP_INV_SRCPT and XT_TCP_INV_SRCPT
 	XT_INV_DSTPT = 0x02,
 };
@@ -288,6 +308,35 @@ struct xt_table {
 	char name[32];
 };
 
+// For its size, which tells how large the kernel takes a cache line to be: its last field begins one.
+struct dst_ops {
+	unsigned short family;
+};
+
+// ---- ebtables (module) ----
+
+struct ebt_counter {
+	u64 pcnt;
+};
+
+struct ebt_chainstack {
+	void *e; // struct ebt_entry *
+};
+
+struct ebt_table_info {
+	unsigned int entries_size;
+	unsigned int nentries;
+	void *hook_entry[6]; // struct ebt_entries *
+	struct ebt_chainstack **chainstack;
+	char *entries;
+	struct ebt_counter counters[0];
+};
+
+struct ebt_table {
+	char name[32];
+	struct ebt_table_info *private;
+};
+
 struct xt_target {
 	char name[29];
 };
@@ -357,6 +406,14 @@ struct xt_entry_target_head {
 	};
 };
 
+// What arp_tables' target mangle has behind its head.
+struct arpt_mangle {
+	char src_devaddr[16], tgt_devaddr[16];
+	__be32 src, tgt;
+	__u8 flags;
+	int target; // the verdict
+};
+
 struct ipt_ip {
 	__be32 src, dst;
 	__be32 smsk, dmsk;
@@ -395,6 +452,62 @@ struct ip6t_entry {
 	__u16 next_offset;
 	__u32 comefrom;
 	struct xt_counters counters;
+};
+
+struct arpt_devaddr_info {
+	char addr[16], mask[16];
+};
+
+struct arpt_arp {
+	__be32 src, tgt;
+	__be32 smsk, tmsk;
+	__u8 arhln, arhln_mask;
+	struct arpt_devaddr_info src_devaddr, tgt_devaddr;
+	__be16 arpop, arpop_mask;
+	__be16 arhrd, arhrd_mask;
+	__be16 arpro, arpro_mask;
+	char iniface[16], outiface[16];
+	unsigned char iniface_mask[16], outiface_mask[16];
+	__u8 flags;
+	__u16 invflags;
+};
+
+struct arpt_entry {
+	struct arpt_arp arp;
+	__u16 target_offset;
+	__u16 next_offset;
+	__u32 comefrom;
+	struct xt_counters counters;
+};
+
+// The head of a chain of ebtables. Its first word is 0, that of a rule is not.
+struct ebt_entries {
+	unsigned int distinguisher;
+	char name[32];
+	unsigned int counter_offset;
+	int policy;
+	unsigned int nentries;
+};
+
+struct ebt_entry {
+	unsigned int bitmask, invflags;
+	__be16 ethproto;
+	char in[16], logical_in[16], out[16], logical_out[16];
+	unsigned char sourcemac[6], sourcemsk[6], destmac[6], destmsk[6];
+	unsigned int watchers_offset, target_offset, next_offset;
+};
+
+struct ebt_entry_target_head {
+	struct xt_target *target; // in the kernel's own copy of the entry
+	__u8 rest[24];
+	unsigned int target_size;
+	unsigned int pad;
+	int verdict; // of a standard target
+};
+
+struct ethhdr {
+	__u8 h_dest[6], h_source[6];
+	__be16 h_proto;
 };
 
 struct iphdr {

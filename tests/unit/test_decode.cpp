@@ -203,7 +203,7 @@ TEST_CASE("decode: who changed a ruleset") {
     CHECK_FALSE(decode_changer(record).parent);
     record.ruleset = TSDT_RULESET_MAX;
     CHECK(read_ruleset_change(bytes(record)).error().message ==
-          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 3");
+          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 6");
     const std::vector<std::byte> large(sizeof(record) + 1);
     for (std::size_t size = 0; size <= large.size(); ++size)
         CHECK(bool(read_ruleset_change(std::span(large).first(size))) == (size == sizeof(record)));
@@ -218,7 +218,7 @@ TEST_CASE("decode: records that contradict themselves are errors") {
     CHECK(spoiled([](auto&) {}));
     CHECK_FALSE(spoiled([](auto& r) { r.family = 5; }));
     CHECK_FALSE(spoiled([](auto& r) { r.key.source = TSDT_SOURCE_HOOK_FUNCTION + 1; }));
-    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_QUEUE + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_MANY_POLICIES + 1; }));
     CHECK_FALSE(spoiled([](auto& r) { r.key.queue = 7; })); // a number, and nothing became of it
     CHECK_FALSE(spoiled([](auto& r) { r.key.queue = TSDT_QUEUE_WHY | TSDT_QUEUE_NUMBERED | 7; }));
     CHECK_FALSE(spoiled([](auto& r) { r.has_ports = 2; }));
@@ -298,13 +298,14 @@ TEST_CASE("decode: sources become kinds, and only a hook says why no rule is kno
     CHECK(site(TSDT_SOURCE_HOOK_FUNCTION, 0).kind == DropKind::hook);
     CHECK(site(TSDT_SOURCE_KERNEL, TSDT_UNKNOWN_NOT_TRACED).unknown.empty());
     std::vector<std::string> sentences;
-    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_QUEUE; ++unknown) {
+    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_MANY_POLICIES; ++unknown) {
         sentences.push_back(site(TSDT_SOURCE_NETFILTER, unknown).unknown);
         CHECK_FALSE(sentences.back().empty());
         CHECK(sentences.back().back() != '.');
         CHECK(std::count(sentences.begin(), sentences.end(), sentences.back()) == 1);
     }
     CHECK(sentences[TSDT_UNKNOWN_NO_COUNTER].find("extension target") != std::string::npos);
+    CHECK(sentences[TSDT_UNKNOWN_NOT_SEEN].find("probe the kernel skipped") != std::string::npos);
 }
 
 TEST_CASE("decode: a function at a hook has a name, a module, and perhaps a BPF program") {

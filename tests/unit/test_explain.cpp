@@ -114,6 +114,24 @@ TEST_CASE("Tailscale's CGNAT drop is known in the form of every backend", "[expl
     CHECK(has(explanation->fixes[3].risk, "CVE-2019-14899"));
 }
 
+TEST_CASE("what follows from a rule that is inferred says so", "[explain]") {
+    Drop drop = incident();
+    const auto exact = Explainer().explain(drop);
+    edit_rule(drop, [](Rule& rule) { rule.confidence = Confidence::inferred; });
+    const auto inferred = Explainer().explain(drop);
+    REQUIRE(exact);
+    REQUIRE(inferred);
+    CHECK(inferred->id == exact->id);
+    CHECK(inferred->summary ==
+          "If it was this rule, which is inferred from its counter and was not seen: " + exact->summary);
+    REQUIRE(inferred->fixes.size() == exact->fixes.size());
+    for (std::size_t i = 0; i < exact->fixes.size(); i++)
+        CHECK(inferred->fixes[i].risk == "helps only if it was this rule; " + exact->fixes[i].risk);
+    CHECK_FALSE(has(exact->summary, "inferred"));
+    // The kernel's own drops are no rule's.
+    CHECK_FALSE(has(Explainer().explain(kernel_drop("NO_SOCKET", "udp_queue_rcv_skb+0x1/0x2"))->summary, "inferred"));
+}
+
 TEST_CASE("a fix uses the name that people type when that name edits the right backend", "[explain]") {
     const auto same = Explainer(Backend::iptables_legacy).explain(incident());
     CHECK(same->fixes[0].action == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
@@ -247,6 +265,39 @@ TEST_CASE("a policy is explained as one", "[explain]") {
     CHECK(forward->id == "forward-policy");
     CHECK(forward->fixes[0].action == "iptables-legacy -I FORWARD 1 -i eth0 -o docker0 -s 100.100.0.0/16 -j ACCEPT");
     CHECK(has(forward->fixes[0].risk, "DOCKER-USER"));
+}
+
+TEST_CASE("legacy tables of ARP and of bridges have tools of their own", "[explain]") {
+    struct Form {
+        RuleFamily family;
+        const char* show;
+    };
+    const Form form = GENERATE(Form{RuleFamily::arp, "arptables-legacy -t filter -L FORWARD -n -v --line-numbers"},
+                               Form{RuleFamily::bridge, "ebtables-legacy -t filter -L FORWARD --Ln --Lc"});
+    Drop drop = incident();
+    drop.site.hook = Hook::forward;
+    edit_rule(drop, [&](Rule& rule) {
+        rule.family = form.family;
+        rule.chain = "FORWARD";
+        rule.path = {{"FORWARD", 3, std::nullopt}};
+    });
+    // No command of iptables would do anything there.
+    auto explanation = Explainer().explain(drop);
+    REQUIRE(explanation);
+    CHECK(explanation->id == "unowned-rule");
+    CHECK(actions(*explanation) == std::vector<std::string>{form.show});
+
+    // And the chain that Docker gives a policy to is another one.
+    drop.site.kind = DropKind::policy;
+    edit_rule(drop, [](Rule& rule) {
+        rule.number.reset();
+        rule.text.reset();
+        rule.path = {{"FORWARD", std::nullopt, std::nullopt}};
+    });
+    explanation = Explainer().explain(drop);
+    REQUIRE(explanation);
+    CHECK(explanation->id == "policy");
+    CHECK(actions(*explanation) == std::vector<std::string>{form.show});
 }
 
 TEST_CASE("a hook without a rule says what is not known", "[explain]") {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "explain/explain.h"
+#include "kprobe_limits.h"
 #include "output/json.h"
 #include "output/schema.h"
 #include "output/sink.h"
@@ -95,6 +96,7 @@ Drop native() {
     rule.text = "iifname != \"tailscale0*\" ip saddr 100.64.0.0/10 counter packets 3 bytes 252 drop";
     rule.path = {{"INPUT", 1, 5}, {"ts-input", 3, 10}};
     rule.confidence = Confidence::inferred;
+    rule.evidence = "between two looks its counter rose by 3 packets, 252 bytes";
     rule.stale = true;
     drop.rule = std::make_shared<Rule>(rule);
     explained(drop);
@@ -556,6 +558,21 @@ TEST_CASE("nothing dropped, whole", "[output]") {
     check_golden("nothing.txt", text);
 }
 
+TEST_CASE("the start says what kprobes do not tell", "[output]") {
+    Start on_kprobes = start();
+    on_kprobes.capabilities = {};
+    for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
+        *backend = {Exactness::exact, std::string(limits_of_kprobes)};
+    const auto times_told = [](const Start& start) {
+        const auto text = shown({}, [&](TextOutput& out) { CHECK(out.start(start)); });
+        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " "), limits(limits_of_kprobes);
+        const auto at = one_line.find(limits);
+        return at == one_line.npos ? 0 : one_line.find(limits, at + 1) == one_line.npos ? 1 : 2;
+    };
+    CHECK(times_told(on_kprobes) == 1);
+    CHECK(times_told(start()) == 0);
+}
+
 TEST_CASE("a changed ruleset on the terminal", "[output]") {
     const auto text_of = [](const RulesetChange& change, TextOptions options = {}) {
         const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.ruleset(change)); });
@@ -748,6 +765,7 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                       {{"chain", "ts-input"}, {"number", 3}, {"handle", nullptr}}}},
                     {"verdict", "drop"},
                     {"confidence", "exact"},
+                    {"evidence", nullptr},
                     {"stale", false},
                     {"owner", "Tailscale"}};
     CHECK(line["rule"] == rule);
@@ -807,6 +825,7 @@ TEST_CASE("a changed ruleset in JSON", "[output]") {
                                             {"path", {{{"chain", "INPUT"}, {"number", 1}, {"handle", nullptr}}}},
                                             {"verdict", "drop"},
                                             {"confidence", "exact"},
+                                            {"evidence", nullptr},
                                             {"stale", false},
                                             {"owner", nullptr}});
 

@@ -37,6 +37,7 @@ struct Directory {
 struct Collected : Visitor {
     void meta(Meta value) override { metas.push_back(std::move(value)); }
     void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
+    void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
@@ -50,6 +51,7 @@ struct Collected : Visitor {
     std::vector<tsdt_seen_count> seen_counts;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
+    std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
@@ -139,12 +141,26 @@ tsdt_cause sample_cause(std::uint64_t packets) {
 }
 
 // The bytes of a whole recording.
+resolve_rule::Look sample_look() {
+    resolve_rule::Look look;
+    look.kind = resolve_rule::SnapshotKind::ip6_tables;
+    look.netns = 4026531840;
+    look.generation = 17;
+    look.begin_ns = 1;
+    look.end_ns = 2;
+    look.packets = {7, resolve_rule::Look::no_counter};
+    look.bytes = {700, resolve_rule::Look::no_counter};
+    look.problem = "none";
+    return look;
+}
+
 std::string sample_file(const Directory& directory) {
     const std::string path = directory / "sample";
     auto writer = Writer::create(path);
     REQUIRE(writer);
     REQUIRE(writer->meta(sample_meta()));
     REQUIRE(writer->snapshot(sample_snapshot()));
+    REQUIRE(writer->look(sample_look()));
     REQUIRE(writer->ruleset(sample_change()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
@@ -256,6 +272,16 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(chain.rules[1].jump_offset == 5u);
     CHECK(chain.rules[1].is_goto);
 
+    REQUIRE(got.looks.size() == 1);
+    const resolve_rule::Look& look = got.looks[0];
+    CHECK(look.kind == resolve_rule::SnapshotKind::ip6_tables);
+    CHECK(look.netns == 4026531840);
+    CHECK(look.generation == 17);
+    CHECK((look.begin_ns == 1 && look.end_ns == 2));
+    CHECK(look.packets == std::vector<std::uint64_t>{7, resolve_rule::Look::no_counter});
+    CHECK(look.bytes == std::vector<std::uint64_t>{700, resolve_rule::Look::no_counter});
+    CHECK(look.problem == "none");
+
     REQUIRE(got.changes.size() == 1);
     const RulesetChange& change = got.changes[0];
     CHECK(change.time_ns == 1'700'000'005'000'000'000);
@@ -356,9 +382,9 @@ TEST_CASE("recording: other files are refused with one sentence") {
     CHECK(error_of("{\"type\": \"start\"}").find("is not a tsdroptrace recording") != std::string::npos);
 
     Header header;
-    header.version = 3;
+    header.version = 4;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 3, this one reads 2): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 4, this one reads 3): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};

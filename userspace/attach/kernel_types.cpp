@@ -59,8 +59,9 @@ bool has_value(const btf* types, const btf_type* type, std::string_view wanted) 
 }
 
 // Netfilter's modules, and those that define drop reasons of their own: other modules need not be read.
-constexpr std::string_view module_prefixes[] = {"nf_", "nft_", "nfnetlink", "x_tables", "ip_tables",  "ip6_tables",
-                                                "xt_", "ipt_", "ip6t_",     "mac80211", "openvswitch"};
+constexpr std::string_view module_prefixes[] = {"nf_",        "nft_",       "nfnetlink",  "x_tables", "ip_tables",
+                                                "ip6_tables", "arp_tables", "ebt",        "xt_",      "ipt_",
+                                                "ip6t_",      "mac80211",   "openvswitch"};
 
 bool of_interest(std::string_view module) {
     for (const std::string_view prefix : module_prefixes)

@@ -27,6 +27,7 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
 #include "util/netns.h"
@@ -112,11 +113,16 @@ Error explain_load_failure(int error) {
 
 constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
 
-// How many chunks of candidate rules each CPU gets, per address family: 4 MB in all, 8192 rules at most.
+// How many chunks of candidate rules each CPU gets, for IPv4 and again for IPv6: 4 MB in all, 8192 rules at most.
 std::uint32_t pool_chunks(int cpus) {
     constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
     return static_cast<std::uint32_t>(
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
+}
+
+// Few have many rules for ARP, or for bridges.
+std::uint32_t pool_chunks_small(int cpus) {
+    return std::max(pool_chunks(cpus) / 8, 2u);
 }
 
 // Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
@@ -128,6 +134,15 @@ bool is_hook_function_program(std::string_view function) {
 // is there then.
 bool is_queue_program(std::string_view function) {
     return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
+}
+
+// Targets of ebtables that may drop: enum bridge_target of bpf/ebt_table.h, in its order. (ebtables-nft has them too,
+// but there they need no program of their own.)
+constexpr std::string_view bridge_targets[] = {"ebt_arpreply_tg", "ebt_dnat_tg", "ebt_snat_tg", "ebt_redirect_tg",
+                                               "ebt_mark_tg"};
+
+bool is_bridge_target(std::string_view function) {
+    return std::ranges::find(bridge_targets, function) != std::end(bridge_targets);
 }
 
 bool rules_may_queue(const KernelTypes& types) {
@@ -202,6 +217,7 @@ struct Tracer::State {
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
         std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
         std::uint64_t* unseen = nullptr;
+        std::uint32_t* bridge_targets_traced = nullptr;
         std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: with kprobes
     };
 
@@ -217,6 +233,7 @@ struct Tracer::State {
     std::vector<Link> emitter_links;
     std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
     std::uint64_t missed_before = 0;                // by earlier emitters
+    bool without_functions = false;                 // none can be traced
     std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
@@ -224,7 +241,8 @@ struct Tracer::State {
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
-    std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
+    bool nf_tables_at_start = false;
+    std::string nft_problem; // kprobes: why nf_tables cannot be traced
 
     std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
     std::vector<BpfObject> hook_objects;               // their programs
@@ -249,6 +267,7 @@ struct Tracer::State {
     std::set<std::string> modules_now() const { return on_kprobes() ? modules_loaded() : modules_with_btf(); }
     std::uint64_t missed() const; // how often the emitter could not be run
     void forget_lost_changes();
+    void tell_bridge_targets() const;
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
@@ -314,6 +333,7 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
         const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
         const bool load = needed && !is_hook_function_program(function) &&
                           (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
+                          (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
                           !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
         bpf_program__set_autoload(program, load);
         any |= load;
@@ -359,6 +379,7 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.expressions_traced, "expressions_traced");
     keep(counts.queue_handler_absent, "queue_handler_absent");
     keep(counts.unseen, "unseen");
+    keep(counts.bridge_targets_traced, "bridge_targets_traced");
     keep(counts.stood_in, "stood_in");
 }
 
@@ -494,6 +515,13 @@ std::uint64_t Tracer::State::missed() const {
     return info.recursion_misses;
 }
 
+void Tracer::State::tell_bridge_targets() const {
+    std::uint32_t traced = 0;
+    for (std::size_t i = 0; i < std::size(bridge_targets); ++i)
+        traced |= traces(bridge_targets[i]) ? 1u << i : 0;
+    __atomic_store_n(counts.bridge_targets_traced, traced, __ATOMIC_RELEASE);
+}
+
 void Tracer::State::forget_lost_changes() {
     for (std::size_t which = 0; which < lost_changes.size(); ++which) {
         const std::uint32_t generation = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
@@ -506,7 +534,7 @@ void Tracer::State::forget_lost_changes() {
 }
 
 void Tracer::State::set_sizes(const BpfObject& object) const {
-    object.set_max_entries("pool", 2 * pool_chunks(cpus));
+    object.set_max_entries("pool", 2 * (pool_chunks(cpus) + pool_chunks_small(cpus)));
     object.set_max_entries("verdicts", 1024 + 256 * static_cast<std::uint32_t>(cpus));
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
 }
@@ -547,10 +575,12 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("by_netns", !filter.netns.empty());
     object.set_constant("by_device", !filter.devices.empty());
     object.set_constant("rules_only", filter.rules_only);
+    object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
     object.set_constant("pool_chunks", pool_chunks(cpus));
+    object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (!on_kprobes())
         return;
     for (const std::string_view function : {"nf_hook_slow", "nf_queue", "nf_reinject"}) {
@@ -597,8 +627,13 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         set_seen_constants(object);
     set_sizes(object);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
-    const bool adds_legacy = object.autoload("ipt_do_table_begin") || object.autoload("ip6t_do_table_begin");
-    const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
+    constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
+    const bool adds_legacy = std::ranges::any_of(legacy_functions, [&](std::string_view function) {
+        return object.autoload(fmt::format("{}_begin", function).c_str());
+    });
+    const bool had_legacy =
+        std::ranges::any_of(legacy_functions, [&](std::string_view function) { return traces(function); });
+    const bool adds_bridge = object.autoload("ebt_do_table_begin"), had_bridge = traces("ebt_do_table");
     if (on_kprobes()) {
         // No module brings types: the first program on kfree_skb knows all there is to know.
         object.set_constant("traces_nft", with_functions && nft_problem.empty());
@@ -606,8 +641,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     } else {
         object.set_constant("traces_nft", adds_nft || traces("nft_do_chain"));
         object.set_constant("traces_legacy", adds_legacy || had_legacy);
+        object.set_constant("traces_bridge", adds_bridge || had_bridge);
         // One that did not know a backend's types makes room for one that does.
-        with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+        with_emitter |= adds_nft || (adds_legacy && !had_legacy) || (adds_bridge && !had_bridge);
     }
     const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
                       *emit = object.program("emit"); // kprobes have the first one only
@@ -669,6 +705,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         emitter = on_kfree_skb;
     }
     objects.push_back(std::move(object));
+    tell_bridge_targets();
+    // Packets that were dropped when only the begin of their table was traced have left counters that no one took note
+    // of.
+    if (adds_bridge)
+        __atomic_fetch_add(&(*counts.generations)[TSDT_GENERATION_X_TABLES], 1, __ATOMIC_ACQ_REL);
     return 0;
 }
 
@@ -706,6 +747,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
             state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
                                  "nf_tables' structures as 5.10 does";
     }
+    state->nf_tables_at_start = state->types->function("nft_do_chain").has_value();
     state->modules = state->modules_now();
     state->names = state->types->names();
     auto reasons = decode::reason_codes(filter.reasons, state->names);
@@ -714,8 +756,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
+    state->without_functions = !state->problem.empty();
     if (const int error = state->add(state->problem.empty(), true)) {
         // Without the functions of netfilter there are still the drops themselves.
+        state->without_functions = true;
         if (const int drops_error = state->add(false, true))
             return explain_load_failure(-drops_error);
         state->problem =
@@ -818,34 +862,45 @@ bool Tracer::traces(std::string_view function) const {
     return state_->traces(function);
 }
 
+bool Tracer::has_nf_tables() const {
+    return state_->nf_tables_at_start || module_is_loaded("nf_tables");
+}
+
 const decode::KernelNames& Tracer::names() const {
     return state_->names;
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, const std::string& problem,
+    // What cannot be seen shows in the counters of the rules, which userspace reads.
+    const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
                              std::initializer_list<const char*> needed) -> Capability {
+        const auto by_counters = [inferred](const std::string& why) -> Capability {
+            return {Exactness::inferred, fmt::format("{}; {}", inferred, why)};
+        };
         if (!problem.empty())
-            return {Exactness::unavailable, problem};
+            return by_counters(problem);
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, state_->on_kprobes()
-                                          ? "with kprobes, since this kernel's modules have no type information: "
-                                            "functions at hooks and queues are not told"
-                                          : ""};
+            return {Exactness::exact, std::string(state_->on_kprobes() ? limits_of_kprobes : "")};
         if (!state_->problem.empty())
-            return {Exactness::unavailable, state_->problem};
+            return by_counters(state_->problem);
         if (!module_is_loaded(module))
             return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
         for (const char* function : needed)
             if (!state_->traces(function))
-                return {Exactness::unavailable, fmt::format("this kernel does not let {} be traced", function)};
+                return by_counters(fmt::format("this kernel does not let {} be traced", function));
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables =
-        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    const auto nf_tables = [&](const char* inferred) {
+        return backend("nf_tables", state_->nft_problem, inferred,
+                       {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    };
+    capabilities.nftables = nf_tables("only rules with a counter, by reading it before and after a packet has died");
+    capabilities.iptables_nft = nf_tables("rules, not policies, by reading their counters before and after a packet "
+                                          "has died");
+    capabilities.iptables_legacy =
+        backend("ip_tables", "", "by reading the counters of rules and policies before and after a packet has died",
+                {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 

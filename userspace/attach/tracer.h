@@ -63,6 +63,7 @@ public:
 
     Capabilities capabilities() const;
     bool traces(std::string_view function) const; // now
+    bool has_nf_tables() const;                   // its module is there, or it is built in
     const decode::KernelNames& names() const;     // as of the start
 
     // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most

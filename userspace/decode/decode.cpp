@@ -63,8 +63,14 @@ constexpr std::string_view unknown_sentences[] = {
     "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
     "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
     "a rule handed it to a program in userspace", // QUEUE: the queue says more
+    // NOT_SEEN:
+    "no rule was seen dropping it: a hook function without rules, a firewall backend that is not traced, or a rule "
+    "whose probe the kernel skipped, as it does while others are at work",
+    // MANY_POLICIES:
+    "no rule of ebtables-legacy counted it, so a policy dropped it, and several chains that it may have ended in have "
+    "the policy DROP",
 };
-static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_QUEUE + 1);
+static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_MANY_POLICIES + 1);
 
 // By tsdt_queue, from 1.
 constexpr QueueFate queue_fates[] = {QueueFate::nobody,  QueueFate::full,    QueueFate::refused,

@@ -357,13 +357,13 @@ const std::vector<KnownCause> table_of_causes{
      .kind = DropKind::hook,
      .function = "arpt_do_table",
      .sentences = {"A rule or a policy of the legacy ARP tables (arptables-legacy) dropped it. Which one is not known: "
-                   "these tables are not traced."},
+                   "its module was loaded a moment before, and was not traced yet."},
      .fixes = {{"arptables-legacy -L -n -v", "none, it shows the rules with their counters"}}},
     {.id = "legacy-bridge-table",
      .kind = DropKind::hook,
      .function = "ebt_*",
      .sentences = {"A rule or a policy of the legacy bridge tables (ebtables-legacy) dropped it. Which one is not "
-                   "known: these tables are not traced."},
+                   "known: its module was loaded a moment before, and was not traced yet."},
      .fixes = {{"ebtables-legacy -L --Lc", "none, it shows the rules of the table filter with their counters"}}},
     {.id = "bpf-netfilter",
      .kind = DropKind::hook,

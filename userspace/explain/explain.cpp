@@ -97,6 +97,15 @@ std::string in_netns(const Netns& netns) {
     return netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
 }
 
+// The tables of ARP and of bridges have tools of their own.
+std::string_view other_legacy_tool(const Rule& rule) {
+    if (rule.backend != Backend::iptables_legacy)
+        return {};
+    return rule.family == RuleFamily::arp      ? "arptables-legacy"
+           : rule.family == RuleFamily::bridge ? "ebtables-legacy"
+                                               : "";
+}
+
 std::string iptables_tool(const Context& c) {
     const bool ipv6 = c.drop.packet.family == IpFamily::ipv6;
     const std::string name = ipv6 ? "ip6tables" : "iptables";
@@ -133,6 +142,8 @@ std::string accept_command(const Context& c) {
         const std::string_view ip = packet.family == IpFamily::ipv6 ? "ip6" : "ip";
         return command + fmt::format(" {} {} {} accept", ip, source ? "saddr" : "daddr", cidr);
     }
+    if (!other_legacy_tool(rule).empty())
+        return {};
     command += iptables_tool(c);
     if (rule.table != "filter")
         command += " -t " + shell_word(rule.table);
@@ -164,7 +175,11 @@ std::string show_command(const Context& c) {
     const std::string table = shell_word(rule.table), chain = shell_word(rule.chain);
     if (rule.backend == Backend::nftables)
         return fmt::format("{}nft -a list chain {} {} {}", netns, to_string(rule.family), table, chain);
-    return fmt::format("{}{} -t {} -L {} -n -v --line-numbers", netns, iptables_tool(c), table, chain);
+    if (rule.family == RuleFamily::bridge)
+        return fmt::format("{}ebtables-legacy -t {} -L {} --Ln --Lc", netns, table, chain);
+    const std::string_view other = other_legacy_tool(rule);
+    return fmt::format("{}{} -t {} -L {} -n -v --line-numbers", netns, other.empty() ? iptables_tool(c) : other, table,
+                       chain);
 }
 
 // ---- placeholders ----
@@ -283,6 +298,9 @@ bool fits(const KnownCause& cause, const Context& c) {
     const bool needs_rule = !cause.table.empty() || !cause.chain.empty() || !cause.text.empty();
     if (cause.kind != drop.site.kind || (cause.hook && cause.hook != drop.site.hook) || (needs_rule && !drop.rule))
         return false;
+    // What is known by a table's or chain's name is known of IP: these have chains of the same names.
+    if (needs_rule && !other_legacy_tool(*drop.rule).empty())
+        return false;
     if (!cause.table.empty() && !matches(cause.table, drop.rule->table))
         return false;
     if (!cause.chain.empty() && !matches(cause.chain, drop.rule->chain))
@@ -353,13 +371,32 @@ std::optional<Owner> Explainer::owner(const Rule& rule) const {
     return owner;
 }
 
+namespace {
+
+// What follows from a rule that nobody saw dropping the packet says so, each sentence for itself.
+std::shared_ptr<const Explanation> with_doubt(std::shared_ptr<const Explanation> explanation, const Drop& drop) {
+    if (!explanation || !drop.rule || drop.rule->confidence == Confidence::exact)
+        return explanation;
+    auto doubtful = std::make_shared<Explanation>(*explanation);
+    const std::string_view what = drop.site.kind == DropKind::policy ? "policy" : "rule";
+    doubtful->summary = fmt::format("If it was this {}, which is inferred from its counter and was not seen: {}", what,
+                                    doubtful->summary);
+    for (Fix& fix : doubtful->fixes)
+        if (!fix.risk.starts_with("none"))
+            fix.risk = fmt::format("helps only if it was this {}; {}", what, fix.risk);
+    return doubtful;
+}
+
+} // namespace
+
 std::shared_ptr<const Explanation> Explainer::explain(const Drop& drop) const {
     const Context context{drop, drop.owner || !drop.rule ? drop.owner : owner(*drop.rule), plain_iptables_,
                           service_of(peer(drop))};
     if (drop.site.kind != DropKind::kernel) {
         const auto cause = std::ranges::find_if(causes(), [&](const KnownCause& k) { return fits(k, context); });
-        return cause == causes().end() ? nullptr
-                                       : compose(std::string(cause->id), cause->sentences, cause->fixes, context);
+        return cause == causes().end()
+                   ? nullptr
+                   : with_doubt(compose(std::string(cause->id), cause->sentences, cause->fixes, context), drop);
     }
     const std::string_view reason = reason_of(drop.site), symbol = symbol_of(drop.site.location);
     for (const KnownReason& known : reasons()) {

@@ -132,6 +132,7 @@ json to_json(const Rule* rule, const std::optional<Owner>& owner) {
             {"path", std::move(path)},
             {"verdict", rule->verdict},
             {"confidence", to_string(rule->confidence)},
+            {"evidence", rule->evidence.empty() ? json(nullptr) : json(rule->evidence)},
             {"stale", rule->stale},
             {"owner", owner ? json(owner->name) : json(nullptr)}};
 }

@@ -181,7 +181,10 @@ std::string schema() {
             "owner"
           ],
           "properties": {
-            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "backend": {
+              "description": "iptables-legacy: with family arp it is arptables-legacy, with bridge ebtables-legacy",
+              "enum": ["iptables-legacy", "iptables-nft", "nftables"]
+            },
             "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
             "table": { "type": "string" },
             "chain": { "type": "string" },
@@ -191,6 +194,10 @@ std::string schema() {
             "path": { "type": "array", "items": { "$ref": "#/$defs/step" } },
             "verdict": { "type": "string" },
             "confidence": { "enum": ["exact", "inferred"] },
+            "evidence": {
+              "description": "what it is inferred from; null where it is exact",
+              "$ref": "#/$defs/text_or_null"
+            },
             "stale": { "description": "the ruleset changed before its text was looked up", "type": "boolean" },
             "owner": { "$ref": "#/$defs/text_or_null" }
           }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kprobe_limits.h"
 #include "util/text.h"
 
 namespace tsdroptrace::output {
@@ -118,13 +119,18 @@ std::string reason_name(const DropSite& site) {
     return site.reason.empty() ? "no reason given" : printable(site.reason);
 }
 
+bool is_inferred(const Drop& drop) {
+    return drop.rule && drop.rule->confidence == Confidence::inferred;
+}
+
 // One cause in a few words, for a line of counts: "by ts-input rule 3".
 std::string cause_name(const Drop& drop) {
     const Rule* rule = drop.rule.get();
+    const std::string_view mark = is_inferred(drop) ? " (inferred)" : "";
     if (drop.site.kind == DropKind::rule && rule != nullptr)
-        return "by " + describe({rule->chain, rule->number, rule->handle}, rule->backend);
+        return fmt::format("by {}{}", describe({rule->chain, rule->number, rule->handle}, rule->backend), mark);
     if (drop.site.kind == DropKind::policy && rule != nullptr)
-        return fmt::format("by the policy of {}", printable(rule->chain));
+        return fmt::format("by the policy of {}{}", printable(rule->chain), mark);
     if (drop.site.hook_function)
         return "by " + printable(drop.site.hook_function->text());
     if (drop.site.queue && drop.site.queue->number)
@@ -136,7 +142,7 @@ std::string cause_name(const Drop& drop) {
 }
 
 std::string_view verb(const Drop& drop) {
-    return drop.rule && drop.rule->verdict == "reject" ? "REJECTED" : "DROPPED";
+    return drop.rule && drop.rule->verdict == "reject" && !is_inferred(drop) ? "REJECTED" : "DROPPED";
 }
 
 std::string netns_name(const Netns& netns) {
@@ -152,7 +158,18 @@ std::string table_name(const Rule& rule) {
 
 std::string tool_name(const Rule& rule) {
     const std::string name(to_string(rule.backend));
-    return rule.backend != Backend::nftables && rule.family == RuleFamily::ip6 ? "ip6" + name.substr(2) : name;
+    if (rule.backend == Backend::nftables)
+        return name;
+    switch (rule.family) {
+    case RuleFamily::ip6:
+        return "ip6" + name.substr(2);
+    case RuleFamily::arp:
+        return "arp" + name.substr(2);
+    case RuleFamily::bridge:
+        return "eb" + name.substr(2);
+    default:
+        return name;
+    }
 }
 
 std::string where(const Drop& drop) {
@@ -185,13 +202,19 @@ std::string rule_line(const Drop& drop) {
         return "not known: " + (drop.site.unknown.empty() ? "nothing says which" : printable(drop.site.unknown));
     if (!drop.rule)
         return drop.site.kind == DropKind::kernel ? "" : "not known: its ruleset could not be read";
+    const std::string& evidence = drop.rule->evidence;
+    const std::string inferred = is_inferred(drop) ? fmt::format(" (inferred from its counter, not seen{}{})",
+                                                                 evidence.empty() ? "" : ": ", printable(evidence))
+                                                   : std::string{};
     if (drop.site.kind == DropKind::policy)
-        return fmt::format("none took the packet; the policy of {} is {}", printable(drop.rule->chain),
-                           printable(drop.rule->verdict));
+        return fmt::format("none took the packet; the policy of {} is {}{}", printable(drop.rule->chain),
+                           printable(drop.rule->verdict), inferred);
     if (drop.rule->text && drop.rule->stale)
-        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)";
+        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)" + inferred;
     if (drop.rule->text)
-        return printable(*drop.rule->text);
+        return printable(*drop.rule->text) + inferred;
+    if (!inferred.empty())
+        return "its text could not be read" + inferred;
     return drop.rule->stale ? "not known: the ruleset changed before its text could be read"
                             : "not known: its text could not be read";
 }
@@ -241,7 +264,10 @@ ChangeLine change_line(char sign, const ChangedRule& changed) {
     std::string out = rule.backend == Backend::nftables
                           ? fmt::format("{} {} ", to_string(rule.family), printable(rule.table))
                           : fmt::format("{}{}", rule.table == "filter" ? "" : printable(rule.table) + " ",
-                                        rule.family == RuleFamily::ip6 ? "IPv6 " : "");
+                                        rule.family == RuleFamily::ip6      ? "IPv6 "
+                                        : rule.family == RuleFamily::arp    ? "ARP "
+                                        : rule.family == RuleFamily::bridge ? "bridge "
+                                                                            : "");
     if (!rule.number)
         return {sign, fmt::format("{}{} policy {}", out, printable(rule.chain), printable(rule.verdict))};
     out += fmt::format("{} rule {}", printable(rule.chain), *rule.number);
@@ -296,7 +322,7 @@ void entry(Page& page, const Drop& drop) {
     if (drop.site.queue && drop.rule)
         page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
-        page.field("owner", owner_line(*drop.owner));
+        page.field("owner", owner_line(*drop.owner) + (is_inferred(drop) ? " (of the inferred rule)" : ""));
     if (!drop.netns.initial)
         page.field("netns", netns_name(drop.netns));
     if (drop.process)
@@ -380,7 +406,7 @@ void cause_lines(Page& page, const Cause& cause) {
     else if (!drop.site.location.empty())
         text += " at " + printable(drop.site.location);
     if (drop.owner)
-        text += ", " + printable(drop.owner->name);
+        text += fmt::format(", {}{}", is_inferred(drop) ? "if so " : "", printable(drop.owner->name));
     if (!drop.netns.initial && cause.id != 0)
         text += ", netns " + netns_name(drop.netns);
     const std::string head = fmt::format("{:>6}  ", cause.packets);
@@ -495,6 +521,8 @@ Status TextOutput::start(const Start& start) {
     for (const auto& [backend, capability] : backends)
         if (capability->exactness == Exactness::exact)
             exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
+    const bool limited =
+        std::ranges::any_of(backends, [](const auto& backend) { return backend.second->reason == limits_of_kprobes; });
     Page page(options_);
     page.paragraph("",
                    fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
@@ -506,6 +534,8 @@ Status TextOutput::start(const Start& start) {
                            fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
                                        printable(capability->reason)),
                            2);
+    if (limited)
+        page.paragraph("", std::string(limits_of_kprobes), 2);
     page.blank();
     return print(page.take());
 }

@@ -61,6 +61,18 @@ void describe(auto& archive, T& snapshot) {
     archive("problems", snapshot.problems);
 }
 
+template <Is<resolve_rule::Look> T>
+void describe(auto& archive, T& look) {
+    archive("kind", look.kind);
+    archive("netns", look.netns);
+    archive("generation", look.generation);
+    archive("begin_ns", look.begin_ns);
+    archive("end_ns", look.end_ns);
+    archive("packets", look.packets);
+    archive("bytes", look.bytes);
+    archive("problem", look.problem);
+}
+
 template <Is<decode::Machine> T>
 void describe(auto& archive, T& machine) {
     archive("reasons", machine.names.reasons);
@@ -175,6 +187,12 @@ std::string_view to_string(resolve_rule::SnapshotKind kind) {
         return "ip_tables";
     case resolve_rule::SnapshotKind::ip6_tables:
         return "ip6_tables";
+    case resolve_rule::SnapshotKind::arp_tables:
+        return "arp_tables";
+    case resolve_rule::SnapshotKind::bridge_filter:
+        return "bridge_filter";
+    case resolve_rule::SnapshotKind::bridge_nat:
+        return "bridge_nat";
     }
     return "";
 }
@@ -191,7 +209,7 @@ constexpr RuleFamily last<RuleFamily> = RuleFamily::netdev;
 template <>
 constexpr Exactness last<Exactness> = Exactness::unavailable;
 template <>
-constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::ip6_tables;
+constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::bridge_nat;
 
 // ---- out: straight to text, since a ruleset may be large and the machine is in trouble already ----
 
@@ -401,6 +419,10 @@ std::string to_json(const resolve_rule::Snapshot& snapshot) {
     return save(snapshot);
 }
 
+std::string to_json(const resolve_rule::Look& look) {
+    return save(look);
+}
+
 std::string to_json(const NetnsName& netns) {
     return save(netns);
 }
@@ -429,6 +451,10 @@ Result<Meta> meta_from_json(std::string_view text) {
 
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text) {
     return load<resolve_rule::Snapshot>(text, "ruleset");
+}
+
+Result<resolve_rule::Look> look_from_json(std::string_view text) {
+    return load<resolve_rule::Look>(text, "look at the counters of a ruleset");
 }
 
 } // namespace tsdroptrace::recording

@@ -18,12 +18,13 @@
 #include "bpf/event.h"
 #include "decode/decode.h"
 #include "model.h"
+#include "resolve_rule/look.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 2;
+constexpr std::uint32_t format_version = 4;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -47,7 +48,8 @@ enum class FrameType : std::uint32_t {
     end = 7,      // End
     netns = 8,    // JSON of NetnsName, before the first drop in that namespace
     ruleset = 9,  // JSON of RulesetChange
-    seen = 12,    // tsdt_seen_count, at the end
+    look = 10,    // JSON of resolve_rule::Look, after its snapshot
+    seen = 11,    // tsdt_seen_count, at the end
 };
 
 struct FrameHeader {
@@ -87,6 +89,7 @@ struct End {
 // One line of JSON. Bytes that are not UTF-8 become U+FFFD, as in every output.
 std::string to_json(const Meta&);
 std::string to_json(const resolve_rule::Snapshot&);
+std::string to_json(const resolve_rule::Look&); // without its snapshot
 
 std::string to_json(const NetnsName&);
 std::string to_json(const RulesetChange&); // without what the pipeline fills in: name of the namespace, owners
@@ -95,6 +98,7 @@ std::string to_json(const RulesetChange&); // without what the pipeline fills in
 // some twenty times the length of `text`.
 Result<Meta> meta_from_json(std::string_view text);
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
+Result<resolve_rule::Look> look_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
 

@@ -81,6 +81,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
+    {FrameType::look, 2, max_snapshot},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -190,6 +191,8 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
     case FrameType::ruleset:
         return deliver(ruleset_from_json(text(payload)),
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
+    case FrameType::look:
+        return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

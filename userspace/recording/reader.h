@@ -17,6 +17,7 @@ public:
     virtual ~Visitor() = default;
     virtual void meta(Meta) = 0;
     virtual void snapshot(resolve_rule::Snapshot) = 0;
+    virtual void look(resolve_rule::Look) = 0;
     virtual void netns(const NetnsName&) = 0;
     virtual void ruleset(RulesetChange) = 0;
     virtual void cause(const tsdt_cause&) = 0; // again with higher counts: the last one of a key counts

@@ -144,6 +144,10 @@ Status Writer::snapshot(const resolve_rule::Snapshot& snapshot) {
     return append_json(FrameType::snapshot, to_json(snapshot), max_snapshot, "a ruleset");
 }
 
+Status Writer::look(const resolve_rule::Look& look) {
+    return append_json(FrameType::look, to_json(look), max_snapshot, "a look at the counters of a ruleset");
+}
+
 Status Writer::cause(const tsdt_cause& cause) {
     return append(FrameType::cause, bytes_of(cause));
 }

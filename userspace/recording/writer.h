@@ -30,6 +30,7 @@ public:
     // tracing goes on without its recording.
     Status meta(const Meta&);
     Status snapshot(const resolve_rule::Snapshot&); // one larger than max_snapshot fails and is left out alone
+    Status look(const resolve_rule::Look&);
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
     Status cause(const tsdt_cause&);

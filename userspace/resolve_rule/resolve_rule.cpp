@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <string_view>
 
 #include <linux/netfilter.h>
@@ -31,10 +32,11 @@ std::optional<RuleFamily> rule_family(std::uint16_t nfproto) {
     }
 }
 
-// The hooks that ip_tables and ip6_tables have.
-std::optional<Hook> legacy_hook(std::uint8_t number) {
-    static constexpr Hook hooks[] = {Hook::prerouting, Hook::input, Hook::forward, Hook::output, Hook::postrouting};
-    return number < std::size(hooks) ? std::optional(hooks[number]) : std::nullopt;
+std::optional<Hook> legacy_hook(RuleFamily family, std::uint8_t number) {
+    static constexpr Hook inet[] = {Hook::prerouting, Hook::input, Hook::forward, Hook::output, Hook::postrouting};
+    static constexpr Hook arp[] = {Hook::input, Hook::output, Hook::forward};
+    const std::span<const Hook> hooks = family == RuleFamily::arp ? std::span<const Hook>(arp) : inet;
+    return number < hooks.size() ? std::optional(hooks[number]) : std::nullopt;
 }
 
 template <std::size_t size>
@@ -194,9 +196,14 @@ Match fill_in_legacy_rule(Rule& rule, const tsdt_cause& cause, const tsdt_drop& 
     rule.number = number;
     rule.path.clear();
     std::span<const std::uint32_t> jumpstack = drop.jumpstack;
-    if (jumpstack.front() == TSDT_JUMPSTACK_UNKNOWN)
+    std::vector<std::uint32_t> jumps;
+    if (jumpstack.front() == TSDT_JUMPSTACK_UNKNOWN) {
         jumpstack = {};
-    if (auto hook = legacy_hook(cause.key.hook))
+    } else if (table.family == RuleFamily::bridge) {
+        jumps = rules_before(table, jumpstack);
+        jumpstack = jumps;
+    }
+    if (auto hook = legacy_hook(table.family, cause.key.hook))
         rule.path = legacy_path(table, *hook, cause.key.offset, jumpstack);
     if (rule.path.empty())
         rule.path = {{chain.name, number, std::nullopt}};
@@ -247,7 +254,7 @@ Rule rule_of_kernel(const tsdt_cause& cause, RuleFamily family, std::size_t step
     return rule;
 }
 
-std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
+std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family, std::string_view table) {
     if (is_nft(source))
         return SnapshotKind::nf_tables;
     switch (family) {
@@ -255,8 +262,12 @@ std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
         return SnapshotKind::ip_tables;
     case RuleFamily::ip6:
         return SnapshotKind::ip6_tables;
+    case RuleFamily::arp:
+        return SnapshotKind::arp_tables;
+    case RuleFamily::bridge:
+        return table == "nat" ? SnapshotKind::bridge_nat : SnapshotKind::bridge_filter;
     default:
-        return std::nullopt; // arp_tables: the kernel's word is all there is
+        return std::nullopt;
     }
 }
 
@@ -265,7 +276,7 @@ std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
 std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause) {
     auto family = rule_family(cause.family);
     bool names_one = is_nft(cause.key.source) || is_legacy(cause.key.source);
-    return names_one && family ? kind_of(cause.key.source, *family) : std::nullopt;
+    return names_one && family ? kind_of(cause.key.source, *family, bounded(cause.table)) : std::nullopt;
 }
 
 std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsdt_drop& drop) {
@@ -284,7 +295,7 @@ std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsd
     auto rule = std::make_shared<Rule>(rule_of_kernel(cause, *family, steps));
 
     std::shared_ptr<const Snapshot> snapshot;
-    if (auto kind = kind_of(source, *family))
+    if (auto kind = kind_of(source, *family, bounded(cause.table)))
         snapshot = source_.get(*kind, cause.key.netns, cause.key.generation);
     if (!snapshot)
         return rule; // perhaps it can be read next time

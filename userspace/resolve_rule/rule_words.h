@@ -4,8 +4,12 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace tsdroptrace::resolve_rule {
+
+// The words of a rule. What is in double quotes is one word with its quotes; only iptables escapes these with \.
+std::vector<std::string_view> split_rule(std::string_view text, bool backslash_escapes);
 
 // "drop", "accept", "return", "continue", "jump", "goto", "queue" or "reject": what the rule, as nft prints it,
 // ends in; empty for anything else, verdict maps included.
