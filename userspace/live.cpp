@@ -15,11 +15,13 @@
 #include <vector>
 
 #include <spdlog/spdlog.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include "attach/tracer.h"
+#include "command/command.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
 #include "pipeline.h"
@@ -36,16 +38,31 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-volatile std::sig_atomic_t stop_requested = 0;
+volatile std::sig_atomic_t stop_requested = 0; // the signal that last did
 volatile std::sig_atomic_t reopen_requested = 0;
+// How often each has come, ever. A terminal sends its SIGINT to the command as well.
+volatile std::sig_atomic_t interrupts = 0, terminal_interrupts = 0, terminations = 0;
+
+void on_stop(int signal, siginfo_t* info, void*) {
+    stop_requested = signal;
+    volatile std::sig_atomic_t& count = signal == SIGTERM            ? terminations
+                                        : info->si_code == SI_KERNEL ? terminal_interrupts
+                                                                     : interrupts;
+    count = count + 1;
+}
 
 void watch_signals() {
     struct sigaction action {};
-    action.sa_handler = [](int) { stop_requested = 1; };
+    action.sa_flags = SA_SIGINFO;
+    action.sa_sigaction = on_stop;
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    action.sa_flags = 0;
     action.sa_handler = [](int) { reopen_requested = 1; };
     sigaction(SIGHUP, &action, nullptr);
+    action.sa_flags = SA_RESTART; // waiting for events does end, nothing else does
+    action.sa_handler = [](int) {};
+    sigaction(SIGCHLD, &action, nullptr);
     action.sa_handler = SIG_IGN; // a closed pipe is an error of the write
     sigaction(SIGPIPE, &action, nullptr);
 }
@@ -145,12 +162,63 @@ private:
     Clock::time_point last_;
 };
 
+// The command of this run, and what the signals that reach us mean for it.
+class CommandWatch {
+public:
+    explicit CommandWatch(command::Command command) : command_(std::move(command)) {}
+
+    void start() { command_.start(); }
+    bool started() const { return command_.started(); }
+
+    // Whether tracing is to end with it.
+    bool over() {
+        const auto now = Clock::now();
+        pass_signals(now);
+        const bool over = command_.over(now);
+        tell_failure();
+        return over;
+    }
+
+    // Returns its exit code, once it has one.
+    int wait() {
+        for (;;) {
+            const auto now = Clock::now();
+            pass_signals(now);
+            if (command_.ended(now))
+                break;
+            poll(nullptr, 0, 100); // SIGCHLD ends it
+        }
+        tell_failure();
+        return command_.exit_code();
+    }
+
+private:
+    void pass_signals(Clock::time_point now) {
+        for (; terminal_interrupts_ != terminal_interrupts; ++terminal_interrupts_)
+            command_.interrupted(true, now);
+        for (; interrupts_ != interrupts; ++interrupts_)
+            command_.interrupted(false, now);
+        for (; terminations_ != terminations; ++terminations_)
+            command_.terminated();
+    }
+    void tell_failure() {
+        if (command_.failure() && !std::exchange(told_, true))
+            spdlog::error("{}", command_.failure()->message);
+    }
+
+    command::Command command_;
+    std::sig_atomic_t interrupts_ = 0, terminal_interrupts_ = 0, terminations_ = 0; // passed on
+    bool told_ = false;
+};
+
 constexpr std::size_t max_netns_names = 1024;
 
 class LiveRun {
 public:
-    LiveRun(const Options& options, std::unique_ptr<attach::Tracer> tracer, decode::Machine machine, Recorder recorder)
-        : options_(options), tracer_(std::move(tracer)), machine_(std::move(machine)), recorder_(std::move(recorder)),
+    LiveRun(const Options& options, std::unique_ptr<attach::Tracer> tracer, decode::Machine machine, Recorder recorder,
+            CommandWatch* command)
+        : options_(options), command_(command), tracer_(std::move(tracer)), machine_(std::move(machine)),
+          recorder_(std::move(recorder)),
           snapshots_([this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
                      [this](const resolve_rule::Snapshot& snapshot) {
                          recorder_.write(&recording::Writer::snapshot, snapshot);
@@ -164,6 +232,8 @@ public:
     Status run(bool stdout_is_tty);
 
 private:
+    bool stopping() const { return !command_ && stop_requested; }
+    bool over() const { return command_ ? !command_->started() || command_->over() : stop_requested; }
     bool on_record(std::span<const std::byte> bytes);
     void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
@@ -180,6 +250,7 @@ private:
     KernelCounts counts() const;
 
     const Options& options_;
+    CommandWatch* command_; // or none
     std::unique_ptr<attach::Tracer> tracer_;
     decode::Machine machine_;
     Recorder recorder_;
@@ -262,7 +333,7 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
     recorder_.write(&recording::Writer::drop, *record);
     if (const auto kind = resolve_rule::snapshot_kind(*cause)) // its ruleset has just been read
         watch_.watch(*kind, record->key.netns, Clock::now());
-    return !(options_.count && shown_ >= *options_.count) && !stop_requested && Clock::now() < slice_end_;
+    return !(options_.count && shown_ >= *options_.count) && !stopping() && Clock::now() < slice_end_;
 }
 
 // Rulesets of our own namespace are read before anything is dropped by them, and again (report_changes) when they have
@@ -450,11 +521,14 @@ Status LiveRun::run(bool stdout_is_tty) {
     watch_rulesets(true);
     lost_checked_ns_ = start.time_ns;
 
+    if (command_ && !stop_requested && !pipeline_.reader_gone())
+        command_->start();
+
     const auto began = Clock::now();
     Interval housekeeping(seconds(1), began);
     Interval screen(milliseconds(200), began);
     Interval summaries(options_.summary_every, began);
-    while (!stop_requested && !(options_.count && shown_ >= *options_.count)) {
+    while (!over() && !(options_.count && shown_ >= *options_.count)) {
         auto patience = milliseconds(100);
         if (options_.duration) {
             const auto left = *options_.duration - std::chrono::duration_cast<milliseconds>(Clock::now() - began);
@@ -506,10 +580,20 @@ Status LiveRun::run(bool stdout_is_tty) {
     return Ok{};
 }
 
-} // namespace
+// Not started yet: whoever is to run it, and a process for it.
+Result<std::optional<CommandWatch>> prepare_command(const Options& options) {
+    if (options.command.empty())
+        return std::optional<CommandWatch>();
+    auto user = command::choose_user(options.user, {getuid(), std::getenv("SUDO_UID"), std::getenv("SUDO_GID")});
+    if (!user)
+        return user.error();
+    auto prepared = command::Command::prepare({options.command, std::move(*user), options.json});
+    if (!prepared)
+        return prepared.error();
+    return std::optional<CommandWatch>(std::move(*prepared));
+}
 
-Status run_live(const Options& options, bool stdout_is_tty) {
-    watch_signals();
+Status trace(const Options& options, bool stdout_is_tty, CommandWatch* command) {
     const auto filter = filter_of(options); // refused before any file is made
     if (!filter)
         return filter.error();
@@ -529,8 +613,25 @@ Status run_live(const Options& options, bool stdout_is_tty) {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); // for the tools that print rules
 
     auto machine = this_machine(**tracer);
-    LiveRun run(options, std::move(*tracer), std::move(machine), Recorder(std::move(writer)));
+    LiveRun run(options, std::move(*tracer), std::move(machine), Recorder(std::move(writer)), command);
     return run.run(stdout_is_tty);
+}
+
+} // namespace
+
+Result<int> run_live(const Options& options, bool stdout_is_tty) {
+    auto command = prepare_command(options); // first of all: it inherits what we were given, and nothing of ours
+    if (!command)
+        return command.error();
+    watch_signals();
+    const Status traced = trace(options, stdout_is_tty, *command ? &**command : nullptr);
+    if (!*command || (!(*command)->started() && !traced))
+        return traced ? Result<int>(EXIT_SUCCESS) : traced.error();
+    if (!(*command)->started()) // it was told to stop before
+        return 128 + stop_requested;
+    if (!traced && !traced.error().message.empty())
+        spdlog::error("{}", traced.error().message);
+    return (*command)->wait();
 }
 
 } // namespace tsdroptrace

@@ -51,6 +51,7 @@ constexpr Spec specs[] = {
     {"rules-only", "", "", "only what a firewall's rule or policy dropped"},
     {"duration", "TIME", time_expected, "stop after 10s, 500ms, 5m, 2h, 1d (10 is 10s)"},
     {"count", "N", "a number of packets, at least 1", "stop after N dropped packets"},
+    {"user", "NAME", "the name of a user, such as nobody", "run COMMAND as NAME; default: who called sudo"},
     {"summary-every", "TIME", time_expected, "a summary each TIME, not only at the end"},
     {"json", "", "", "JSON lines on standard output, nothing else there"},
     {"json-file", "PATH", file_expected, "JSON lines to PATH as well, appended"},
@@ -84,12 +85,17 @@ constexpr Exclusion exclusions[] = {
     {"record", "replay", "a replayed file is a recording already: leave --record out"},
     {"duration", "replay", "a replay ends with its file: leave --duration out"},
     {"summary-every", "replay", "a replay has one summary, at its end: leave --summary-every out"},
+    {"user", "replay", "a replay runs no command: leave --user out"},
 };
 
 std::string help_text() {
-    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options]\n\n"
+    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options] [-- COMMAND ARG...]\n\n"
                        "Shows which firewall rule drops packets to or from a destination, and what to\n"
                        "do about it. Changes nothing. Needs root, except for --replay.\n\n"
+                       "With COMMAND: traces while it runs, as the user who called sudo, and half a\n"
+                       "second longer, and exits with its exit code. It gets SIGTERM and the first ^C;\n"
+                       "a second ^C ends both. Where --duration or --count end the tracing before, it\n"
+                       "goes on, and is waited for. With --json its output goes to standard error.\n\n"
                        "Options:\n";
     for (const Spec& spec : specs) {
         std::string left = fmt::format("  --{}{}{}", spec.name, spec.value.empty() ? "" : " ", spec.value);
@@ -101,11 +107,14 @@ std::string help_text() {
         }
     }
     return text + "\nExit codes: 0 stopped as asked, 2 wrong command line, 3 this kernel or these\n"
-                  "privileges cannot do it, 1 anything else.\n\n"
+                  "privileges cannot do it, 1 anything else. Once COMMAND was started: its own,\n"
+                  "128 + N where signal N ended it, 127 where it is not found, 126 where it cannot\n"
+                  "be run.\n\n"
                   "Examples:\n"
                   "  tsdroptrace --dst 100.100.0.0/16\n"
                   "  tsdroptrace --dst 10.8.0.0/16,fd00::/8 --duration 30s --json\n"
-                  "  tsdroptrace --dst 100.100.2.136 --port 53 --rules-only\n";
+                  "  tsdroptrace --dst 100.100.2.136 --port 53 --rules-only\n"
+                  "  tsdroptrace --dst 100.100.0.0/16 -- dig @100.100.2.136 baidu.com\n";
 }
 
 Error unexpected_argument(std::string_view argument) {
@@ -114,7 +123,9 @@ Error unexpected_argument(std::string_view argument) {
         if (parse_cidr(argument)) {
             return wrong(fmt::format("unexpected argument {0}: try tsdroptrace --dst {0}", shown));
         }
-        return wrong(fmt::format("unexpected argument {}: expected options only, see tsdroptrace --help", shown));
+        return wrong(fmt::format("unexpected argument {0}: expected options, or a command after --, as in tsdroptrace "
+                                 "--dst 100.100.0.0/16 -- {0}",
+                                 shown));
     }
     std::string_view name = argument.substr(std::min(argument.find_first_not_of('-'), argument.size()));
     name = name.substr(0, name.find('='));
@@ -333,6 +344,36 @@ std::optional<Error> read_filter(const Values& values, Options& options) {
     return error;
 }
 
+struct CommandLine {
+    std::vector<std::string> ours;
+    std::optional<std::vector<std::string>> command; // what comes after the first "--", whatever it looks like
+};
+
+CommandLine split(int argc, const char* const* argv) {
+    CommandLine typed{{argv + std::min(argc, 1), argv + argc}, std::nullopt};
+    const auto dashes = std::find(typed.ours.begin(), typed.ours.end(), "--");
+    if (dashes != typed.ours.end()) {
+        typed.command.emplace(dashes + 1, typed.ours.end());
+        typed.ours.erase(dashes, typed.ours.end());
+    }
+    return typed;
+}
+
+std::optional<Error> check_command(const Reader& reader, const std::optional<std::vector<std::string>>& command) {
+    constexpr std::string_view example = "tsdroptrace --dst 100.100.0.0/16 -- dig @100.100.2.136 baidu.com";
+    if (command && command->empty()) {
+        return wrong(fmt::format("no command after --: expected one, as in {}", example));
+    }
+    if (command && reader.given("replay")) {
+        return wrong("a command does not go with --replay: nothing is traced while a recording is shown: leave -- and "
+                     "the command out");
+    }
+    if (!command && reader.given("user")) {
+        return wrong(fmt::format("--user is for the command that is run: give one, as in {}", example));
+    }
+    return std::nullopt;
+}
+
 // The options and their values as typed, or what is wrong with their form.
 Result<Values> tokenize(std::vector<std::string> arguments) {
     CLI::App app;
@@ -367,7 +408,7 @@ Result<Values> tokenize(std::vector<std::string> arguments) {
         }
     }
     for (const std::string& extra : app.remaining()) {
-        if (extra != "--" && !values.contains("help")) {
+        if (!values.contains("help")) {
             return unexpected_argument(extra);
         }
     }
@@ -422,8 +463,8 @@ Result<Cidr> parse_cidr(std::string_view text) {
 }
 
 Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* argv, const Environment& environment) {
-    const auto values =
-        tokenize(argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : std::vector<std::string>{});
+    const CommandLine typed = split(argc, argv);
+    const auto values = tokenize(typed.ours);
     if (!values) {
         return values.error();
     }
@@ -444,6 +485,9 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
             return wrong(fmt::format("--{} does not go with --{}: {}", exclusion.one, exclusion.other, exclusion.hint));
         }
     }
+    if (const auto error = check_command(reader, typed.command)) {
+        return *error;
+    }
     for (const std::string_view filter : filters) {
         if (reader.given("replay") && reader.given(filter)) {
             return wrong(fmt::format("--{0} does not go with --replay: a replay shows what was recorded, with the "
@@ -452,7 +496,8 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
         }
     }
 
-    Options options;
+    std::variant<Options, PrintAndExit> parsed;
+    Options& options = std::get<Options>(parsed);
     enum class Color { automatic, always, never } color = Color::automatic;
     const auto path = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
     const auto positive = [](const std::string& text) {
@@ -477,6 +522,8 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     reader.read("json-file", options.json_file, path);
     reader.read("record", options.record, path);
     reader.read("replay", options.replay, path);
+    reader.read("user", options.user, path);
+    options.command = typed.command.value_or(std::vector<std::string>());
     if (const auto error = reader.error()) {
         return *error;
     }
@@ -490,7 +537,7 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
 
     const bool no_color = environment.no_color && *environment.no_color;
     options.color = color == Color::always || (color == Color::automatic && environment.stdout_is_tty && !no_color);
-    return std::variant<Options, PrintAndExit>(std::move(options));
+    return parsed;
 }
 
 namespace {

@@ -60,6 +60,9 @@ struct Options {
     std::optional<std::uint64_t> count;                               // at least 1
 
     std::optional<std::string> record, replay; // paths, not opened yet
+
+    std::vector<std::string> command; // to run while tracing, and its arguments; empty: none
+    std::optional<std::string> user;  // who runs it
 };
 
 struct PrintAndExit {

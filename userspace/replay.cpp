@@ -2,6 +2,7 @@
 #include "replay.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <optional>
@@ -152,16 +153,16 @@ private:
 
 } // namespace
 
-Status run_replay(const Options& options, bool stdout_is_tty) {
+Result<int> run_replay(const Options& options, bool stdout_is_tty) {
     Replay replay(options, stdout_is_tty);
     const auto read = recording::read(*options.replay, replay);
     if (!read)
         return read.error();
     if (const Status finished = replay.finish(); !finished)
-        return finished;
+        return finished.error();
     if (!read->warning.empty())
         return Error{ErrorKind::other, read->warning};
-    return Ok{};
+    return EXIT_SUCCESS;
 }
 
 } // namespace tsdroptrace
