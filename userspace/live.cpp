@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "attach/tracer.h"
+#include "check/probe.h"
 #include "command/command.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
@@ -229,7 +230,7 @@ public:
           pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()),
           looks_([this] { return tracer_->has_nf_tables(); }) {}
 
-    Status run(bool stdout_is_tty);
+    Result<int> run(bool stdout_is_tty); // the exit code
 
 private:
     bool stopping() const { return !command_ && stop_requested; }
@@ -246,6 +247,9 @@ private:
     void report_changes(bool last = false);
     void report_lost();
     void retire_causes();
+    Status begin_check();
+    void go_on_checking(Clock::time_point now);
+    bool is_checked() const;
     void finish();
     KernelCounts counts() const;
 
@@ -276,6 +280,10 @@ private:
     std::uint64_t retired_packets_ = 0;                    // of causes that are in the kernel's map no more
     std::uint64_t shown_ = 0;                              // without noise
     Clock::time_point slice_end_;
+    std::optional<check::Probe> probe_; // of `check`
+    std::optional<check::Answer> answer_;
+    Clock::time_point answered_;
+    int exit_code_ = EXIT_SUCCESS;
     std::map<std::string, std::uint64_t> lost_; // as last reported
     std::int64_t lost_checked_ns_ = 0;
 };
@@ -467,6 +475,11 @@ void LiveRun::retire_causes() {
         recorder_.write(&recording::Writer::flow, key, packets);
 }
 
+int exit_code_of(Reached reached) {
+    constexpr int dropped_here = 10, lost_elsewhere = 11;
+    return reached == Reached::yes ? EXIT_SUCCESS : reached == Reached::dropped_here ? dropped_here : lost_elsewhere;
+}
+
 // Nothing is counted any more: what is still in the ring buffer is shown, then the sums are final.
 void LiveRun::finish() {
     constexpr auto patience = seconds(5);
@@ -496,6 +509,10 @@ void LiveRun::finish() {
         totals.lost["unread"] = recorded - handled_;
         pipeline_.lost({recorded - handled_, "unread", lost_checked_ns_});
     }
+    if (answer_)
+        exit_code_ = exit_code_of(pipeline_.check(*options_.check, *answer_, totals, realtime_ns()).reached);
+    else if (options_.check)
+        exit_code_ = EXIT_FAILURE; // stopped before it knew
     pipeline_.summary(totals, realtime_ns(), true);
     for (const tsdt_cause& cause : totals.causes)
         recorder_.write(&recording::Writer::cause, cause);
@@ -508,7 +525,32 @@ void LiveRun::finish() {
     recorder_.write(&recording::Writer::finish, realtime_ns());
 }
 
-Status LiveRun::run(bool stdout_is_tty) {
+// What `check` sends goes out once everything is attached.
+Status LiveRun::begin_check() {
+    if (!options_.check)
+        return Ok{};
+    auto probe = check::Probe::open(*options_.check);
+    if (!probe)
+        return probe.error();
+    probe_.emplace(std::move(*probe));
+    return Ok{};
+}
+
+void LiveRun::go_on_checking(Clock::time_point now) {
+    if (!probe_ || answer_)
+        return;
+    answer_ = probe_->step(now);
+    if (answer_)
+        answered_ = now;
+}
+
+// What was dropped last may still be on its way to us.
+bool LiveRun::is_checked() const {
+    constexpr auto patience = milliseconds(150);
+    return answer_ && Clock::now() - answered_ >= patience;
+}
+
+Result<int> LiveRun::run(bool stdout_is_tty) {
     const auto json_file = add_outputs(options_, stdout_is_tty, pipeline_);
     if (!json_file)
         return json_file.error();
@@ -528,7 +570,9 @@ Status LiveRun::run(bool stdout_is_tty) {
     Interval housekeeping(seconds(1), began);
     Interval screen(milliseconds(200), began);
     Interval summaries(options_.summary_every, began);
-    while (!over() && !(options_.count && shown_ >= *options_.count)) {
+    if (const Status begun = begin_check(); !begun)
+        return begun.error();
+    while (!over() && !is_checked() && !(options_.count && shown_ >= *options_.count)) {
         auto patience = milliseconds(100);
         if (options_.duration) {
             const auto left = *options_.duration - std::chrono::duration_cast<milliseconds>(Clock::now() - began);
@@ -536,7 +580,7 @@ Status LiveRun::run(bool stdout_is_tty) {
                 break;
             patience = std::min(patience, left);
         }
-        if (!pipeline_.waiting().empty())
+        if (!pipeline_.waiting().empty() || probe_)
             patience = std::min(patience, milliseconds(20));
         slice_end_ = Clock::now() + milliseconds(100);
         const std::uint64_t before_ns = monotonic_ns();
@@ -544,7 +588,8 @@ Status LiveRun::run(bool stdout_is_tty) {
         if (const Status polled =
                 tracer_->poll(patience, [this](std::span<const std::byte> bytes) { return on_record(bytes); });
             !polled)
-            return polled;
+            return polled.error();
+        go_on_checking(Clock::now());
         if (handled_ == handled_before)
             handled_until_ns_ = before_ns; // there was none
 
@@ -577,7 +622,7 @@ Status LiveRun::run(bool stdout_is_tty) {
         return Error{ErrorKind::other, ""}; // told already
     if (recorder_.failed())
         return Error{ErrorKind::other, ""};
-    return Ok{};
+    return exit_code_;
 }
 
 // Not started yet: whoever is to run it, and a process for it.
@@ -593,7 +638,7 @@ Result<std::optional<CommandWatch>> prepare_command(const Options& options) {
     return std::optional<CommandWatch>(std::move(*prepared));
 }
 
-Status trace(const Options& options, bool stdout_is_tty, CommandWatch* command) {
+Result<int> trace(const Options& options, bool stdout_is_tty, CommandWatch* command) {
     const auto filter = filter_of(options); // refused before any file is made
     if (!filter)
         return filter.error();
@@ -624,9 +669,9 @@ Result<int> run_live(const Options& options, bool stdout_is_tty) {
     if (!command)
         return command.error();
     watch_signals();
-    const Status traced = trace(options, stdout_is_tty, *command ? &**command : nullptr);
+    const Result<int> traced = trace(options, stdout_is_tty, *command ? &**command : nullptr);
     if (!*command || (!(*command)->started() && !traced))
-        return traced ? Result<int>(EXIT_SUCCESS) : traced.error();
+        return traced;
     if (!(*command)->started()) // it was told to stop before
         return 128 + stop_requested;
     if (!traced && !traced.error().message.empty())

@@ -172,6 +172,18 @@ std::string_view to_string(Exactness exactness) {
     return "";
 }
 
+std::string_view to_string(Reached reached) {
+    switch (reached) {
+    case Reached::yes:
+        return "reachable";
+    case Reached::dropped_here:
+        return "dropped_here";
+    case Reached::lost_elsewhere:
+        return "lost_elsewhere";
+    }
+    return "";
+}
+
 std::string proto_name(std::uint8_t proto) {
     switch (proto) {
     case IPPROTO_ICMP:

@@ -237,6 +237,16 @@ struct Lost {
         0; // CLOCK_REALTIME: nothing was lost at `where` between the start (or the last such line) and then
 };
 
+// ---- tsdroptrace check ----
+
+enum class Reached { yes, dropped_here, lost_elsewhere };
+
+struct CheckVerdict {
+    std::string target; // "100.100.2.136:53/udp"
+    Reached reached = Reached::lost_elsewhere;
+    std::string text; // a sentence without a full stop
+};
+
 // ---- a ruleset changed ----
 
 struct ChangedRule {
@@ -306,6 +316,7 @@ std::string_view to_string(Backend);
 std::string_view to_string(RuleFamily);
 std::string_view to_string(Confidence);
 std::string_view to_string(Exactness);
+std::string_view to_string(Reached);
 // "udp", "tcp", "icmp", "icmpv6", "sctp"...; the number as a string for the rest.
 std::string proto_name(std::uint8_t proto);
 

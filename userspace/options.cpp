@@ -89,9 +89,13 @@ constexpr Exclusion exclusions[] = {
 };
 
 std::string help_text() {
-    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options] [-- COMMAND ARG...]\n\n"
+    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options] [-- COMMAND ARG...]\n"
+                       "       tsdroptrace check ADDRESS[:PORT]/udp|tcp|icmp [options]\n\n"
                        "Shows which firewall rule drops packets to or from a destination, and what to\n"
                        "do about it. Changes nothing. Needs root, except for --replay.\n\n"
+                       "check: sends a few packets of that kind there (a DNS query to port 53, a SYN, an\n"
+                       "echo), watches both ways, and says within 3 s whether they get through: exit\n"
+                       "code 0 reachable, 10 dropped on this machine, 11 lost elsewhere.\n\n"
                        "With COMMAND: traces while it runs, as the user who called sudo, and half a\n"
                        "second longer, and exits with its exit code. It gets SIGTERM and the first ^C;\n"
                        "a second ^C ends both. Where --duration or --count end the tracing before, it\n"
@@ -462,8 +466,45 @@ Result<Cidr> parse_cidr(std::string_view text) {
     return cidr;
 }
 
+// These do not go with `check`, which has a filter and an end of its own.
+constexpr std::string_view not_with_check[] = {
+    "dst",    "all",        "direction", "src",      "port",  "proto",         "iface",  "netns",
+    "reason", "rules-only", "no-seen",   "duration", "count", "summary-every", "replay", "user"};
+
+std::optional<Error> read_check(const std::string& typed, const Reader& reader, bool command, Options& options) {
+    const auto target = check::parse_target(typed);
+    if (!target)
+        return wrong("check: " + target.error().message);
+    for (const std::string_view name : not_with_check)
+        if (reader.given(name))
+            return wrong(
+                fmt::format("--{0} does not go with check, which traces what it sends itself: leave --{0} out", name));
+    if (command)
+        return wrong("check runs no command: leave -- and what follows out");
+    options.check = *target;
+    const bool ipv6 = target->address.family == IpFamily::ipv6;
+    options.dst = {Cidr{target->address.family, target->address.bytes, static_cast<std::uint8_t>(ipv6 ? 128 : 32)}};
+    constexpr std::uint8_t tcp = 6, udp = 17, icmp = 1, icmpv6 = 58;
+    options.protos = {target->kind == check::Kind::tcp   ? tcp
+                      : target->kind == check::Kind::udp ? udp
+                      : ipv6                             ? icmpv6
+                                                         : icmp};
+    if (target->kind != check::Kind::icmp)
+        options.ports = {target->port};
+    return std::nullopt;
+}
+
 Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* argv, const Environment& environment) {
-    const CommandLine typed = split(argc, argv);
+    CommandLine typed = split(argc, argv);
+    const bool is_check = !typed.ours.empty() && std::string_view(typed.ours.front()) == "check";
+    std::optional<std::string> target;
+    if (is_check) {
+        typed.ours.erase(typed.ours.begin());
+        if (!typed.ours.empty() && !std::string_view(typed.ours.front()).starts_with('-')) {
+            target = typed.ours.front();
+            typed.ours.erase(typed.ours.begin());
+        }
+    }
     const auto values = tokenize(typed.ours);
     if (!values) {
         return values.error();
@@ -531,7 +572,14 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     if (const auto error = read_filter(*values, options)) {
         return *error;
     }
-    if (!reader.given("dst") && !options.all && !options.replay) {
+    if (is_check && !target) {
+        return wrong("check what? Say an address, a port and a protocol, as in tsdroptrace check 100.100.2.136:53/udp");
+    }
+    if (target) {
+        if (const auto error = read_check(*target, reader, typed.command.has_value(), options)) {
+            return *error;
+        }
+    } else if (!reader.given("dst") && !options.all && !options.replay) {
         return wrong("no --dst: say what to trace, as in tsdroptrace --dst 100.100.0.0/16 (or --all for everything)");
     }
 

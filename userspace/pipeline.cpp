@@ -8,6 +8,8 @@
 #include <arpa/inet.h>
 #include <spdlog/spdlog.h>
 
+#include "check/verdict.h"
+
 namespace tsdroptrace {
 namespace {
 
@@ -253,6 +255,14 @@ void Pipeline::ruleset(RulesetChange change) {
             changed.owner = explainer_.owner(changed.rule);
     for (const auto& output : outputs_)
         check(output->ruleset(change));
+}
+
+CheckVerdict Pipeline::check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,
+                             std::int64_t now_ns) {
+    CheckVerdict verdict = check::verdict(target, answer, summarize(counts, now_ns, true));
+    for (const auto& output : outputs_)
+        check(output->check(verdict, now_ns));
+    return verdict;
 }
 
 void Pipeline::progress(const KernelCounts& counts, std::int64_t now_ns) {

@@ -16,6 +16,7 @@
 
 #include "aggregate/aggregate.h"
 #include "bpf/event.h"
+#include "check/probe.h"
 #include "decode/decode.h"
 #include "explain/explain.h"
 #include "output/output.h"
@@ -60,6 +61,9 @@ public:
 
     void lost(const Lost& lost);
     void ruleset(RulesetChange change); // netns name and owners are filled in here
+    // Says what came of `tsdroptrace check`, by the last counts.
+    CheckVerdict check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,
+                       std::int64_t now_ns);
     void progress(const KernelCounts& counts, std::int64_t now_ns);
     void summary(const KernelCounts& counts, std::int64_t now_ns, bool final);
 

@@ -291,6 +291,14 @@ std::string json_line(const Summary& summary, const std::string& host) {
     return finish(line);
 }
 
+std::string json_line(const CheckVerdict& verdict, const std::string& host, std::int64_t time_ns) {
+    json line = line_head("check", time_ns, host);
+    line["target"] = verdict.target;
+    line["verdict"] = to_string(verdict.reached);
+    line["text"] = verdict.text;
+    return finish(line);
+}
+
 Status JsonOutput::start(const Start& start) {
     host_ = start.host;
     return write(json_line(start));
@@ -308,6 +316,10 @@ Status JsonOutput::lost(const Lost& lost) {
 
 Status JsonOutput::ruleset(const RulesetChange& change) {
     return write(json_line(change, host_));
+}
+
+Status JsonOutput::check(const CheckVerdict& verdict, std::int64_t time_ns) {
+    return write(json_line(verdict, host_, time_ns));
 }
 
 Status JsonOutput::summary(const Summary& summary) {

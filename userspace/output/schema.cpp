@@ -13,6 +13,7 @@ std::string schema() {
     { "$ref": "#/$defs/drop" },
     { "$ref": "#/$defs/lost" },
     { "$ref": "#/$defs/ruleset" },
+    { "$ref": "#/$defs/check" },
     { "$ref": "#/$defs/summary" }
   ],
   "$defs": {
@@ -410,6 +411,20 @@ std::string schema() {
           ]
         },
         "unknown": { "description": "why drops is null", "$ref": "#/$defs/text_or_null" }
+      }
+    },
+    "check": {
+      "description": "what tsdroptrace check has found out, before the last summary",
+      "type": "object",
+      "required": ["schema_version", "type", "time", "host", "target", "verdict", "text"],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "check" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "target": { "type": "string" },
+        "verdict": { "enum": ["reachable", "dropped_here", "lost_elsewhere"] },
+        "text": { "description": "a sentence", "type": "string" }
       }
     },
     "summary": {

@@ -593,6 +593,13 @@ Status TextOutput::ruleset(const RulesetChange& change) {
     return print(page.take());
 }
 
+Status TextOutput::check(const CheckVerdict& verdict, std::int64_t) {
+    Page page(options_);
+    page.paragraph("", printable(verdict.text), 0, verdict.reached == Reached::yes ? Paint::strong : Paint::alarm);
+    page.blank();
+    return print(page.take());
+}
+
 Status TextOutput::summary(const Summary& summary) {
     Page page(options_);
     if (!summary.final) {
