@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "attach/tracer.h"
+#include "explain/explain_dir.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
 #include "pipeline.h"
@@ -151,7 +152,8 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
+          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables, explain::own_entries()),
+                    realtime_ns()) {}
 
     Status run(bool stdout_is_tty);
 

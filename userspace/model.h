@@ -127,6 +127,7 @@ struct Rule {
     std::string verdict = "drop";
     Confidence confidence = Confidence::exact;
     bool stale = false;
+    std::vector<std::string> jumps = {}; // of a policy: the chains that its base chain jumps to, in their order
 };
 
 // ---- evidence: what this machine itself says about a drop, asked once for each cause and far end ----
@@ -157,9 +158,10 @@ struct Fix {
 };
 
 struct Explanation {
-    std::string id;         // "tailscale-cgnat", stable across versions
-    std::string summary;    // one or two sentences
-    std::vector<Fix> fixes; // best first
+    std::string id;             // "tailscale-cgnat", stable across versions
+    std::string summary;        // one or two sentences
+    std::vector<Fix> fixes;     // best first
+    std::string reference = {}; // an address, an issue ("tailscale/tailscale#15863") or a page of the manual
 };
 
 struct Owner {

@@ -8,6 +8,7 @@
 #include <linux/netfilter.h>
 
 #include "resolve_rule/legacy_path.h"
+#include "resolve_rule/rule_words.h"
 
 namespace tsdroptrace::resolve_rule {
 namespace {
@@ -67,6 +68,19 @@ enum class Match {
 // A table that is in a snapshot is there as a whole; one that could not be read is not in it.
 Match no_table(const Snapshot& snapshot) {
     return snapshot.problems.empty() ? Match::absent : Match::not_readable;
+}
+
+// The chains of the table that the chain's rules hand packets to, each once: they tell who is at home there.
+std::vector<std::string> jumps(const SnapshotChain& from, const SnapshotTable& table) {
+    std::vector<std::string> out;
+    for (const SnapshotRule& rule : from.rules) {
+        const bool iptables = rule.text.starts_with("-A ");
+        const std::string name = iptables ? iptables_jump(rule.text) : nft_jump(rule.text);
+        const bool is_chain = std::ranges::any_of(table.chains, [&](const auto& chain) { return chain.name == name; });
+        if (is_chain && std::ranges::find(out, name) == out.end())
+            out.push_back(name);
+    }
+    return out;
 }
 
 // ---- nf_tables ----
@@ -131,6 +145,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
     if (policy) {
         if (!chain->hook)
             return Match::absent;
+        rule.jumps = jumps(*chain, *table);
     } else {
         auto at = std::find_if(chain->rules.begin(), chain->rules.end(),
                                [&](const SnapshotRule& candidate) { return candidate.handle == last.handle; });
@@ -175,6 +190,7 @@ Match fill_in_legacy_policy(Rule& rule, const tsdt_cause& cause, const SnapshotT
             return Match::absent;
         rule.chain = chain.name;
         rule.path = {{chain.name, std::nullopt, std::nullopt}};
+        rule.jumps = jumps(chain, table);
         return Match::found;
     }
     return Match::absent;
