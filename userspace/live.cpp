@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "attach/tracer.h"
+#include "evidence/live_evidence.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
 #include "pipeline.h"
@@ -151,7 +152,8 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
+          evidence_([this](const evidence::Entry& entry) { recorder_.write(&recording::Writer::evidence, entry); }),
+          pipeline_(machine_, snapshots_, evidence_, explain::Explainer(machine_.plain_iptables), realtime_ns()) {}
 
     Status run(bool stdout_is_tty);
 
@@ -175,6 +177,7 @@ private:
     resolve_rule::LiveSnapshots snapshots_;
     RulesetWatch watch_;
     std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
+    evidence::LiveEvidence evidence_;
     Pipeline pipeline_;
 
     struct KeyLess {

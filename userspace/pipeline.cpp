@@ -34,6 +34,8 @@ void Pipeline::complete(Drop& drop, const tsdt_cause& cause, const tsdt_drop& re
     if (drop.rule)
         drop.owner = explainer_.owner(*drop.rule);
     drop.noise = explainer_.is_noise(drop);
+    if (!drop.noise)
+        drop.evidence = evidence_.get(drop);
     drop.explanation = explainer_.explain(drop);
 }
 

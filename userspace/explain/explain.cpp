@@ -23,24 +23,6 @@ struct Context {
 
 // ---- what the packet tells ----
 
-bool leaves_this_machine(const Drop& drop) {
-    return drop.site.hook == Hook::output || drop.site.hook == Hook::postrouting || drop.site.hook == Hook::egress;
-}
-
-// Where the packet comes from, for what enters; where it goes, for what leaves. In between, on the
-// forwarding path, the end that the user asked about.
-bool peer_is_source(const Drop& drop) {
-    if (leaves_this_machine(drop))
-        return false;
-    if (drop.site.hook == Hook::forward)
-        return drop.packet.direction == Direction::from;
-    return drop.packet.received || drop.site.hook.has_value();
-}
-
-const Address& peer(const Drop& drop) {
-    return peer_is_source(drop) ? drop.packet.src : drop.packet.dst;
-}
-
 const Service* service_of(const Address& address) {
     const auto found = std::ranges::find_if(services(), [&](const Service& s) { return contains(s.cidr, address); });
     return found == services().end() ? nullptr : &*found;

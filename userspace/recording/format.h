@@ -17,13 +17,14 @@
 
 #include "bpf/event.h"
 #include "decode/decode.h"
+#include "evidence/evidence.h"
 #include "model.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 2;
+constexpr std::uint32_t format_version = 3;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -38,15 +39,16 @@ struct Header {
 static_assert(sizeof(Header) == 32);
 
 enum class FrameType : std::uint32_t {
-    meta = 1,     // JSON of Meta
-    snapshot = 2, // JSON of resolve_rule::Snapshot
-    cause = 3,    // tsdt_cause; may come again with higher counts: the last one of a key counts
-    drop = 4,     // tsdt_drop
-    flow = 5,     // Flow; as with causes the last one counts
-    lost = 6,     // LostCounts; the last one counts
-    end = 7,      // End
-    netns = 8,    // JSON of NetnsName, before the first drop in that namespace
-    ruleset = 9,  // JSON of RulesetChange
+    meta = 1,      // JSON of Meta
+    snapshot = 2,  // JSON of resolve_rule::Snapshot
+    cause = 3,     // tsdt_cause; may come again with higher counts: the last one of a key counts
+    drop = 4,      // tsdt_drop
+    flow = 5,      // Flow; as with causes the last one counts
+    lost = 6,      // LostCounts; the last one counts
+    end = 7,       // End
+    netns = 8,     // JSON of NetnsName, before the first drop in that namespace
+    ruleset = 9,   // JSON of RulesetChange
+    evidence = 10, // JSON of evidence::Entry, before the first drop that it belongs to
 };
 
 struct FrameHeader {
@@ -57,6 +59,7 @@ struct FrameHeader {
 // Payloads larger than this are neither written nor read: 100000 rules fit into the largest.
 constexpr std::uint32_t max_meta = 1u << 20;
 constexpr std::uint32_t max_snapshot = 32u << 20;
+constexpr std::uint32_t max_evidence = 64u << 10;
 
 // What holds for the whole run.
 struct Meta {
@@ -88,6 +91,7 @@ std::string to_json(const Meta&);
 std::string to_json(const resolve_rule::Snapshot&);
 
 std::string to_json(const NetnsName&);
+std::string to_json(const evidence::Entry&);
 std::string to_json(const RulesetChange&); // without what the pipeline fills in: name of the namespace, owners
 
 // The opposite. `text` may be anything: fails, with one sentence, when it is not such JSON. Memory is bounded by
@@ -96,5 +100,6 @@ Result<Meta> meta_from_json(std::string_view text);
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
+Result<evidence::Entry> evidence_from_json(std::string_view text);
 
 } // namespace tsdroptrace::recording

@@ -80,6 +80,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
+    {FrameType::evidence, 2, max_evidence},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -187,6 +188,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
     case FrameType::ruleset:
         return deliver(ruleset_from_json(text(payload)),
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
+    case FrameType::evidence:
+        return deliver(evidence_from_json(text(payload)),
+                       [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

@@ -32,6 +32,7 @@ public:
     Status snapshot(const resolve_rule::Snapshot&); // one larger than max_snapshot fails and is left out alone
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
+    Status evidence(const evidence::Entry&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);
     Status flow(const tsdt_flow_key&, std::uint64_t packets);
