@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the machine itself says about a drop, held against iproute2, sysctl and the pids of the programs."""
+
+import json
+import re
+
+from .guest import check_lines, check_terminal
+
+TABLES = {"default": 253, "main": 254, "local": 255}
+
+
+def route_told(guest, name):
+    """As `ip route get` told it, without the matching entry, which it does not tell."""
+    said = json.loads(guest.text(f"evidence/{name}.route"))[0]
+    table = str(said.get("table", "main"))
+    return {"type": said.get("type", "unicast"), "dev": said["dev"], "gateway": said.get("gateway"),
+            "table": TABLES.get(table) or int(table)}
+
+
+def sysctls_told(guest, name):
+    return dict(line.split(" = ") for line in guest.text(f"evidence/{name}.sysctl").splitlines())
+
+
+def check(group, guest, validator):
+    run = guest.run("evidence")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    waiting = dict(line.split() for line in guest.text("evidence/waiting").splitlines())
+
+    def of(port, what):
+        drops = run.drops_to_port(port)
+        return drops[0]["evidence"] if group.true(drops, f"{what}: a drop line") else None
+
+    nothing = {"type": None, "dev": None, "gateway": None, "table": None, "matched": None}
+    for name, port, told in (("dig4", 41873, "dig4"), ("dig6", 41874, "dig6"), ("diag4", 41875, "dig4"),
+                             ("diag6", 41876, "dig6"), ("tcp4", 41877, "dig4")):
+        group.fields(of(port, name), {
+            "route": {**route_told(guest, told), "matched": "default"},
+            "tailnet_peer": False,
+            "socket": {"waits": True, "process": {"pid": int(waiting[name]), "comm": lambda comm: comm in (
+                "dig", "isc-net-0000")}}}, name)
+    group.fields(of(41873, "dig4"), {"sysctls": sysctls_told(guest, "dig4")}, "dig4")
+    group.equal(sysctls_told(guest, "dig4")["net.ipv4.ip_forward"], "0", "this machine did not forward")
+    group.fields(of(7901, "a peer of the tailnet"), {
+        "route": {**route_told(guest, "peer"), "matched": "100.101.102.104/32"},
+        "tailnet_peer": True, "socket": None}, "a peer of the tailnet")
+    group.equal(route_told(guest, "peer")["table"], 52, "the peer's route is in table 52")
+    group.fields(of(7911, "nobody waits"), {
+        "route": route_told(guest, "dig4"), "socket": {"waits": False, "process": None}}, "nobody waits")
+    group.fields(of(7912, "a rule"), {
+        "route": {**nothing, "type": "none"}, "tailnet_peer": False, "sysctls": sysctls_told(guest, "rule")}, "a rule")
+    group.equal(sysctls_told(guest, "rule")["net.ipv4.ip_forward"], "1", "and then it forwarded")
+    for port, kind in ((7913, "unreachable"), (7914, "prohibit"), (7915, "blackhole")):
+        group.fields(of(port, kind), {"route": {**nothing, "type": kind}}, kind)
+
+    for line in ("to 100.100.2.136: by eth0 via 10.0.0.1 (table main)",
+                 "to 100.101.102.104: by tailscale0 (table 52)"):
+        group.true(re.search(r"^  route   " + re.escape(line) + "$", run.out, re.M), f"the terminal says {line!r}", run.out)
+    for when in ("before", "after"):
+        group.equal(re.findall(r"^\w+_diag\b", guest.text(f"evidence/modules.{when}"), re.M), [],
+                    f"no module for looking up sockets {when} that was asked")
