@@ -59,3 +59,5 @@ def check(group, guest, validator):
     for when in ("before", "after"):
         group.equal(re.findall(r"^\w+_diag\b", guest.text(f"evidence/modules.{when}"), re.M), [],
                     f"no module for looking up sockets {when} that was asked")
+    loaded = re.findall(r"^\w+_diag\b", guest.text("evidence/modules.loaded"), re.M)
+    group.true({"udp_diag", "tcp_diag"} <= set(loaded), "and then they were there", loaded)

@@ -45,6 +45,7 @@ ask dig6 41874 $dns6
 lsmod >"$out/modules.after"
 # From here on the kernel is asked for sockets.
 modprobe -a udp_diag tcp_diag
+lsmod >"$out/modules.loaded"
 ask diag4 41875 $dns4
 ask diag6 41876 $dns6
 ask tcp4 41877 $dns4 +tcp
