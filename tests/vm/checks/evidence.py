@@ -47,6 +47,12 @@ def check(group, guest, validator):
     group.equal(route_told(guest, "peer")["table"], 52, "the peer's route is in table 52")
     group.fields(of(7911, "nobody waits"), {
         "route": route_told(guest, "dig4"), "socket": {"waits": False, "process": None}}, "nobody waits")
+    group.fields(of(7921, "a forwarded packet"), {
+        "route": {**route_told(guest, "forward"), "matched": "default"}, "tailnet_peer": False, "socket": None},
+        "a forwarded packet")
+    group.equal(route_told(guest, "forward")["table"], 77, "the client's packets have a table of their own")
+    group.fields(of(7922, "a VRF"), {"route": {**route_told(guest, "vrf"), "matched": "default"}}, "a VRF")
+    group.equal(route_told(guest, "vrf")["table"], 88, "so have those of the VRF")
     group.fields(of(7912, "a rule"), {
         "route": {**nothing, "type": "none"}, "tailnet_peer": False, "sysctls": sysctls_told(guest, "rule")}, "a rule")
     group.equal(sysctls_told(guest, "rule")["net.ipv4.ip_forward"], "1", "and then it forwarded")
