@@ -134,8 +134,8 @@ struct Rule {
 
 // How a packet to the far end leaves this machine, as the kernel answers (ip route get).
 struct Route {
-    // As ip calls it: "unicast", "local", "unreachable", "blackhole", "prohibit"...; "none" where no route leads there or
-    // a rule of type unreachable says so, which the kernel's answer does not tell apart.
+    // As ip calls it: "unicast", "local", "unreachable", "blackhole", "prohibit"...; "none" where no route leads there
+    // or a rule of type unreachable says so, which the kernel's answer does not tell apart.
     std::string type;
     std::optional<std::string> dev;
     std::optional<Address> gateway;

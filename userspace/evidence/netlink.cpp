@@ -72,7 +72,8 @@ bool for_each_message(std::span<const std::byte> datagram, const std::function<v
 }
 
 int error_of(const nlmsghdr& message) {
-    if ((message.nlmsg_type != NLMSG_ERROR && message.nlmsg_type != NLMSG_DONE) || mnl_nlmsg_get_payload_len(&message) < sizeof(int))
+    if ((message.nlmsg_type != NLMSG_ERROR && message.nlmsg_type != NLMSG_DONE) ||
+        mnl_nlmsg_get_payload_len(&message) < sizeof(int))
         return 0;
     int error = 0;
     std::memcpy(&error, mnl_nlmsg_get_payload(&message), sizeof(error));

@@ -79,12 +79,13 @@ std::optional<SocketFound> ask_kernel(const Protocol& protocol, const Packet& pa
 
 // ---- read from /proc/net ----
 
-// As much of the table as is there within the time; nullopt: it is longer.
+// nullopt: it is too long to be read in that time, or at all.
 std::optional<std::string> read_table(const char* path, Clock::time_point deadline) {
+    constexpr std::size_t max_size = 4u << 20;
     const Fd file(open(path, O_RDONLY | O_CLOEXEC));
     std::string text;
     std::array<char, 16 * 1024> buffer;
-    while (file && Clock::now() < deadline) {
+    while (file && text.size() < max_size && Clock::now() < deadline) {
         const ssize_t size = read(file.get(), buffer.data(), buffer.size());
         if (size == 0)
             return text;
