@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "evidence/live_evidence.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include <spdlog/spdlog.h>
@@ -91,11 +92,9 @@ Evidence ask_machine(const Drop& drop, const Evidence* known, bool with_socket) 
 LiveEvidence::LiveEvidence(Observer on_entry, Ask ask, Now now)
     : on_entry_(std::move(on_entry)), ask_(std::move(ask)), now_(now ? std::move(now) : monotonic_ns) {}
 
-bool LiveEvidence::may_ask(const Drop& drop) {
+bool LiveEvidence::may_ask() {
     constexpr std::uint64_t second_ns = 1'000'000'000;
     const std::uint64_t now = now_();
-    if (now > drop.mono_ns && now - drop.mono_ns > max_wait_ns)
-        return false;
     if (now - second_began_ns_ >= second_ns) {
         second_began_ns_ = now;
         spent_ns_ = lookups_ = 0;
@@ -118,11 +117,13 @@ std::shared_ptr<const Evidence> LiveEvidence::get(const Drop& drop) {
         if (auto of_flow = answers_.find(*keys->flow, drop.mono_ns))
             return of_flow;
     auto of_far_end = answers_.find(keys->far_end, drop.mono_ns);
-    if ((of_far_end && !keys->flow) || !may_ask(drop))
+    const std::uint64_t began = now_();
+    const std::uint64_t waited = began - std::min(began, drop.mono_ns);
+    const bool with_socket = keys->flow && waited <= max_wait_socket_ns;
+    if ((of_far_end && !with_socket) || waited > max_wait_ns || !may_ask())
         return of_far_end;
 
-    const std::uint64_t began = now_();
-    const auto answer = std::make_shared<const Evidence>(ask_(drop, of_far_end.get(), keys->flow.has_value()));
+    const auto answer = std::make_shared<const Evidence>(ask_(drop, of_far_end.get(), with_socket));
     ++lookups_;
     spent_ns_ += now_() - began;
     if (!of_far_end) {
@@ -131,7 +132,7 @@ std::shared_ptr<const Evidence> LiveEvidence::get(const Drop& drop) {
         of_all_flows->waiting.reset();
         keep(keys->far_end, drop, std::move(of_all_flows));
     }
-    if (keys->flow)
+    if (with_socket)
         keep(*keys->flow, drop, answer);
     return answer;
 }

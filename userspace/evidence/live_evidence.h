@@ -23,8 +23,9 @@ public:
 
     static constexpr unsigned max_lookups = 20;               // in a second
     static constexpr std::uint64_t max_time_ns = 200'000'000; // in a second; the look-up that passes it is the last
-    // A packet that died longer ago has waited: others do too, and what is true now was perhaps not true then.
-    static constexpr std::uint64_t max_wait_ns = 2'000'000'000;
+    // A packet that died longer ago has waited, and others do too. Who waited for it may have given up since; routes
+    // and settings last longer.
+    static constexpr std::uint64_t max_wait_socket_ns = 2'000'000'000, max_wait_ns = 10'000'000'000;
 
     // `on_entry` sees each answer before get() returns it for the first time. `ask` and `now` are for tests.
     explicit LiveEvidence(Observer on_entry = {}, Ask ask = ask_machine, Now now = {});
@@ -32,7 +33,7 @@ public:
     std::shared_ptr<const Evidence> get(const Drop&) override;
 
 private:
-    bool may_ask(const Drop&);
+    bool may_ask();
     void keep(const Key&, const Drop&, std::shared_ptr<const Evidence>);
 
     Observer on_entry_;
