@@ -23,6 +23,7 @@
 #include "attach/tracer.h"
 #include "check/probe.h"
 #include "command/command.h"
+#include "explain/explain_dir.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
 #include "pipeline.h"
@@ -227,7 +228,8 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()),
+          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables, explain::own_entries()),
+                    realtime_ns()),
           looks_([this] { return tracer_->has_nf_tables(); }) {}
 
     Result<int> run(bool stdout_is_tty); // the exit code

@@ -128,6 +128,7 @@ struct Rule {
     Confidence confidence = Confidence::exact;
     std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
     bool stale = false;
+    std::vector<std::string> jumps = {}; // of a policy: the chains that its base chain jumps to, in their order
 };
 
 // ---- evidence: what this machine itself says about a drop, asked once for each cause and far end ----
@@ -158,9 +159,10 @@ struct Fix {
 };
 
 struct Explanation {
-    std::string id;         // "tailscale-cgnat", stable across versions
-    std::string summary;    // one or two sentences
-    std::vector<Fix> fixes; // best first
+    std::string id;             // "tailscale-cgnat", stable across versions
+    std::string summary;        // one or two sentences
+    std::vector<Fix> fixes;     // best first
+    std::string reference = {}; // an address, an issue ("tailscale/tailscale#15863") or a page of the manual
 };
 
 struct Owner {

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "explain/explain_dir.h"
 #include "outputs.h"
 #include "pipeline.h"
 #include "recording/reader.h"
@@ -48,7 +49,8 @@ public:
     void meta(recording::Meta meta) override {
         meta_ = std::move(meta);
         until_ns_ = meta_.start.time_ns;
-        pipeline_.emplace(meta_.machine, snapshots_, explain::Explainer(meta_.machine.plain_iptables),
+        pipeline_.emplace(meta_.machine, snapshots_,
+                          explain::Explainer(meta_.machine.plain_iptables, explain::own_entries()),
                           meta_.start.time_ns);
         if (const auto added = add_outputs(options_, stdout_is_tty_, *pipeline_); !added) {
             error_ = added.error();

@@ -231,6 +231,7 @@ TEST_CASE("inference: a policy of legacy has a counter") {
     const Answer answer = bench.answer(question);
     REQUIRE(answer.rule);
     CHECK(answer.policy);
+    CHECK(answer.rule->jumps == std::vector<std::string>{"ts-input"}); // who is at home in the chain
     CHECK(answer.rule->chain == "INPUT");
     CHECK_FALSE(answer.rule->number);
     CHECK_FALSE(answer.rule->text);
@@ -653,6 +654,7 @@ public:
         shown_.summaries.push_back(summary);
         return Ok{};
     }
+    Status check(const CheckVerdict&, std::int64_t) override { return Ok{}; }
     Status progress(const Summary&) override { return Ok{}; }
 
 private:

@@ -291,11 +291,11 @@ TEST_CASE("options: --help fits a terminal and shows exactly this version's opti
         }
     }
     std::sort(names.begin(), names.end());
-    CHECK(names == std::vector<std::string>{"all",           "color",  "count",        "direction",  "dst",
-                                            "duration",      "help",   "iface",        "json",       "json-file",
-                                            "netns",         "port",   "print-schema", "proto",      "quiet",
-                                            "reason",        "record", "replay",       "rules-only", "src",
-                                            "summary-every", "user",   "verbose",      "version"});
+    CHECK(names == std::vector<std::string>{"all",      "color",         "count",  "direction",    "dst",
+                                            "duration", "help",          "iface",  "json",         "json-file",
+                                            "netns",    "no-seen",       "port",   "print-schema", "proto",
+                                            "quiet",    "reason",        "record", "replay",       "rules-only",
+                                            "src",      "summary-every", "user",   "verbose",      "version"});
     CHECK(help.text.find("Exit codes:") != std::string::npos);
     CHECK(printed({"--help", "--nonsense"}).what == PrintAndExit::What::help);
     CHECK(printed({"--version"}).text == "tsdroptrace " TSDROPTRACE_VERSION "\n");

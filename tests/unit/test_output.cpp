@@ -771,7 +771,7 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
     CHECK(line["rule"] == rule);
     CHECK(line["process"].is_null());
     CHECK(line["explanation"]["id"] == "tailscale-cgnat");
-    CHECK(line["explanation"]["fixes"][0]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
+    CHECK(line["explanation"]["fixes"][1]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
 
     const json sum = checked(json_line(summary(true), "web-1"));
     CHECK(sum["time"] == "2026-08-01T12:00:12.000000000Z");

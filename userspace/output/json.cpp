@@ -143,7 +143,10 @@ json to_json(const Explanation* explanation) {
     json fixes = json::array();
     for (const Fix& fix : explanation->fixes)
         fixes.push_back({{"do", fix.action}, {"risk", fix.risk}});
-    return {{"id", explanation->id}, {"summary", explanation->summary}, {"fixes", std::move(fixes)}};
+    return {{"id", explanation->id},
+            {"summary", explanation->summary},
+            {"fixes", std::move(fixes)},
+            {"reference", explanation->reference.empty() ? json(nullptr) : json(explanation->reference)}};
 }
 
 json to_json(const Cause& cause) {

@@ -223,10 +223,11 @@ std::string schema() {
         { "type": "null" },
         {
           "type": "object",
-          "required": ["id", "summary", "fixes"],
+          "required": ["id", "summary", "fixes", "reference"],
           "properties": {
             "id": { "type": "string" },
             "summary": { "type": "string" },
+            "reference": { "$ref": "#/$defs/text_or_null" },
             "fixes": {
               "description": "best first",
               "type": "array",

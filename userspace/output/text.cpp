@@ -337,6 +337,8 @@ void entry(Page& page, const Drop& drop) {
             page.whole(label + fmt::format("{:<3}", ++n), paint(printable(fix.action), Paint::strong, page.color()));
             page.paragraph("", "risk: " + printable(fix.risk), label_width + 3);
         }
+        if (!drop.explanation->reference.empty())
+            page.whole(paint("  see     ", Paint::label, page.color()), printable(drop.explanation->reference));
     }
     page.blank();
 }

@@ -106,6 +106,7 @@ def incident(group, guest, validator, backend):
                 "explanation": explained}, f"{ip} drop")
             if family == "ip":
                 group.equal(drop["explanation"]["id"], "tailscale-cgnat", "explanation.id")
+                group.equal(drop["explanation"]["reference"], "tailscale/tailscale#21249", "explanation.reference")
         causes = [c for c in run.final["causes"] if c["rule"] and c["rule"]["family"] == family]
         if group.equal(len(causes), 1, f"{ip}: causes in the summary"):
             group.fields(causes[0], {
