@@ -23,6 +23,7 @@
 #include "attach/tracer.h"
 #include "check/probe.h"
 #include "command/command.h"
+#include "evidence/live_evidence.h"
 #include "explain/explain_dir.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
@@ -228,8 +229,9 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables, explain::own_entries()),
-                    realtime_ns()),
+          evidence_([this](const evidence::Entry& entry) { recorder_.write(&recording::Writer::evidence, entry); }),
+          pipeline_(machine_, snapshots_, evidence_,
+                    explain::Explainer(machine_.plain_iptables, explain::own_entries()), realtime_ns()),
           looks_([this] { return tracer_->has_nf_tables(); }) {}
 
     Result<int> run(bool stdout_is_tty); // the exit code
@@ -263,6 +265,7 @@ private:
     resolve_rule::LiveSnapshots snapshots_;
     RulesetWatch watch_;
     std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
+    evidence::LiveEvidence evidence_;
     Pipeline pipeline_;
 
     // Looks at counters, where rules are inferred. Those that no packet has needed (yet) are not recorded.
@@ -392,7 +395,9 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
     if (unrecorded.size() >= most)
         unrecorded.pop_front();
     unrecorded.push_back(look);
-    if (pipeline_.waiting().contains(key)) {
+    const bool needed = pipeline_.waiting().contains(key);
+    pipeline_.look(std::move(look)); // first: a replay needs the evidence of what it shows before the look
+    if (needed) {
         for (const resolve_rule::Look& one : unrecorded) {
             if (one.snapshot && std::exchange(recorded_[key], one.generation) != one.generation)
                 recorder_.write(&recording::Writer::snapshot, *one.snapshot);
@@ -400,7 +405,6 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
         }
         unrecorded_.erase(key);
     }
-    pipeline_.look(std::move(look));
 }
 
 // Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The values that travel through the pipeline: attach > decode > resolve_rule > explain > aggregate > output.
+// The values that travel through the pipeline: attach > decode > resolve_rule > evidence > explain > aggregate >
+// output.
 // Each stage fills in its part of a Drop; none of them looks back.
 #pragma once
 
@@ -135,11 +136,13 @@ struct Rule {
 
 // How a packet to the far end leaves this machine, as the kernel answers (ip route get).
 struct Route {
-    std::string type; // "unicast", "local", "unreachable", "blackhole", "prohibit"...: as ip prints it
+    // As ip calls it: "unicast", "local", "unreachable", "blackhole", "prohibit"...; "none" where no route leads there
+    // or a rule of type unreachable says so, which the kernel's answer does not tell apart.
+    std::string type;
     std::optional<std::string> dev;
     std::optional<Address> gateway;
-    std::uint32_t table = 0; // 254 is main, 52 Tailscale's
-    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"
+    std::uint32_t table = 0; // 254 is main, 52 Tailscale's; 0: not told
+    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"; empty: not told
 };
 
 // Each is empty where it was not asked for or could not be had.
@@ -147,7 +150,7 @@ struct Evidence {
     std::optional<Route> route;                 // to the far end
     std::optional<bool> tailnet_peer;           // the far end has a route of its own in Tailscale's table
     std::optional<bool> socket_waits;           // a socket here is bound to the packet's local address and port
-    std::optional<Process> waiting;             // whose it is
+    std::optional<Process> waiting;             // whose it is: a process that holds it, where one was found
     std::map<std::string, std::string> sysctls; // those that the catalogue asks for, by name: "net.ipv4.ip_forward"
 };
 
@@ -188,6 +191,14 @@ struct Drop {
     std::shared_ptr<const Explanation> explanation; // null: nothing known
     bool noise = false; // a healthy machine does this all day: counted, not shown by default
 };
+
+// True for what this machine sends, as far as the hook tells.
+bool leaves_this_machine(const Drop&);
+
+// The far end: where the packet comes from, for what enters; where it goes, for what leaves. In between, on the
+// forwarding path, the end that the user asked about.
+bool peer_is_source(const Drop&);
+const Address& peer(const Drop&);
 
 // ---- aggregate: exact counts, from the kernel ----
 

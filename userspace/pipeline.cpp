@@ -36,6 +36,8 @@ void Pipeline::complete(Drop& drop) {
     if (drop.rule)
         drop.owner = explainer_.owner(*drop.rule);
     drop.noise = explainer_.is_noise(drop);
+    if (!drop.noise)
+        drop.evidence = evidence_.get(drop, [this](const Drop& of) { return explainer_.wanted_sysctls(of); });
     drop.explanation = explainer_.explain(drop);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The way of one dropped packet through the stages: decode > resolve_rule > explain > aggregate > output.
+// The way of one dropped packet through the stages: decode > resolve_rule > evidence > explain > aggregate > output.
 // Where the records come from, a running kernel (live.cpp) or a recording (replay.cpp), makes no difference here.
 #pragma once
 
@@ -18,6 +18,7 @@
 #include "bpf/event.h"
 #include "check/probe.h"
 #include "decode/decode.h"
+#include "evidence/evidence.h"
 #include "explain/explain.h"
 #include "output/output.h"
 #include "resolve_rule/inference.h"
@@ -37,10 +38,12 @@ struct KernelCounts {
 
 class Pipeline {
 public:
-    // `machine` and `snapshots` must outlive the Pipeline; `machine` may be brought up to date between calls.
-    Pipeline(const decode::Machine& machine, resolve_rule::SnapshotSource& snapshots, explain::Explainer explainer,
-             std::int64_t since_ns)
-        : machine_(machine), resolver_(snapshots), explainer_(std::move(explainer)), aggregator_(since_ns) {}
+    // `machine`, `snapshots` and `evidence` must outlive the Pipeline; `machine` may be brought up to date between
+    // calls.
+    Pipeline(const decode::Machine& machine, resolve_rule::SnapshotSource& snapshots, evidence::Source& evidence,
+             explain::Explainer explainer, std::int64_t since_ns)
+        : machine_(machine), resolver_(snapshots), evidence_(evidence), explainer_(std::move(explainer)),
+          aggregator_(since_ns) {}
 
     void add_output(std::unique_ptr<output::Output> output) { outputs_.push_back(std::move(output)); }
 
@@ -88,6 +91,7 @@ private:
 
     const decode::Machine& machine_;
     resolve_rule::Resolver resolver_;
+    evidence::Source& evidence_;
     explain::Explainer explainer_;
     aggregate::Aggregator aggregator_;
     std::vector<std::unique_ptr<output::Output>> outputs_;

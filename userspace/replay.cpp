@@ -49,7 +49,7 @@ public:
     void meta(recording::Meta meta) override {
         meta_ = std::move(meta);
         until_ns_ = meta_.start.time_ns;
-        pipeline_.emplace(meta_.machine, snapshots_,
+        pipeline_.emplace(meta_.machine, snapshots_, evidence_,
                           explain::Explainer(meta_.machine.plain_iptables, explain::own_entries()),
                           meta_.start.time_ns);
         if (const auto added = add_outputs(options_, stdout_is_tty_, *pipeline_); !added) {
@@ -77,6 +77,8 @@ public:
         if (meta_.machine.netns_names.size() < max_names)
             meta_.machine.netns_names.insert_or_assign(netns.inode, netns.name);
     }
+
+    void evidence(evidence::Entry entry) override { evidence_.add(std::move(entry)); }
 
     void ruleset(RulesetChange change) override {
         if (finished())
@@ -142,6 +144,7 @@ private:
     bool stdout_is_tty_;
     recording::Meta meta_;
     RecordedSnapshots snapshots_;
+    evidence::RecordedEvidence evidence_;
     std::optional<Pipeline> pipeline_;
     std::map<std::uint32_t, tsdt_cause> causes_;
     std::map<std::uint32_t, std::uint64_t> seen_;

@@ -34,7 +34,7 @@ constexpr std::string_view states = "new, established, related, reply, related-r
 constexpr std::string_view directions = "to, from";
 constexpr std::string_view yes_or_no = "yes, no";
 constexpr std::string_view route_types =
-    "unicast, local, broadcast, anycast, multicast, blackhole, unreachable, prohibit, throw, nat";
+    "unicast, local, broadcast, anycast, multicast, blackhole, unreachable, prohibit, throw, nat, xresolve, none";
 
 template <const std::string_view& words>
 bool one_of(std::string_view value) {
@@ -216,6 +216,13 @@ std::span<const FieldInfo> fields() {
 
 bool is_evidence(Field field) {
     return field >= Field::route_type;
+}
+
+bool is_of_one_packet(Field field) {
+    constexpr Field of_one[] = {Field::conntrack,   Field::answer,           Field::direction,
+                                Field::received,    Field::sender,           Field::protocol,
+                                Field::source_port, Field::destination_port, Field::icmp_type};
+    return std::ranges::find(of_one, field) != std::end(of_one);
 }
 
 bool holds(const Condition& condition, const Subject& subject) {

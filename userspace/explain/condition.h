@@ -16,6 +16,9 @@ bool all_hold(std::span<const Condition>, const Subject&);
 // What is asked of the machine after the drop, not of the drop itself: routes, sockets, sysctls.
 bool is_evidence(Field);
 
+// What packets may differ in that share their evidence (evidence::Key).
+bool is_of_one_packet(Field);
+
 struct FieldInfo {
     Field field;
     std::string_view name;     // in `when`

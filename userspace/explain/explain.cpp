@@ -228,10 +228,11 @@ std::shared_ptr<const Explanation> Explainer::explain(const Drop& drop) const {
 std::set<std::string> Explainer::wanted_sysctls(const Drop& drop) const {
     const Subject subject = subject_of(drop);
     std::set<std::string> names;
-    // Whatever can be told without asking holds.
+    // Whatever can be told without asking holds, or may hold for another packet that the answer is for, too.
     const auto possible = [&](std::span<const Condition> conditions) {
-        return std::ranges::all_of(conditions,
-                                   [&](const Condition& c) { return is_evidence(c.field) || holds(c, subject); });
+        return std::ranges::all_of(conditions, [&](const Condition& c) {
+            return is_evidence(c.field) || is_of_one_packet(c.field) || holds(c, subject);
+        });
     };
     const auto ask = [&](std::span<const Condition> conditions) {
         if (!possible(conditions))

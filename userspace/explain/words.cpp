@@ -162,6 +162,8 @@ std::string route(const Subject& s) {
     std::string text = *route.dev;
     if (route.gateway)
         text += " via " + route.gateway->text();
+    if (route.table == 0) // not told
+        return text;
     if (route.table == table_main)
         return text + " (table main)";
     return text + fmt::format(" (table {}{})", route.table, route.table == table_of_tailscale ? ", Tailscale's" : "");

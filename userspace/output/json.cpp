@@ -137,6 +137,30 @@ json to_json(const Rule* rule, const std::optional<Owner>& owner) {
             {"owner", owner ? json(owner->name) : json(nullptr)}};
 }
 
+json to_json(const Route& route) {
+    return {{"type", route.type},
+            {"dev", or_null(route.dev)},
+            {"gateway", route.gateway ? json(route.gateway->text()) : json(nullptr)},
+            {"table", route.table != 0 ? json(route.table) : json(nullptr)},
+            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)}};
+}
+
+json to_json(const Evidence* evidence) {
+    if (evidence == nullptr)
+        return nullptr;
+    json socket = nullptr;
+    if (evidence->socket_waits)
+        socket = {{"waits", *evidence->socket_waits},
+                  {"process", evidence->waiting ? to_json(*evidence->waiting) : json(nullptr)}};
+    json sysctls = json::object();
+    for (const auto& [name, value] : evidence->sysctls)
+        sysctls[name] = value;
+    return {{"route", evidence->route ? to_json(*evidence->route) : json(nullptr)},
+            {"tailnet_peer", or_null(evidence->tailnet_peer)},
+            {"socket", std::move(socket)},
+            {"sysctls", std::move(sysctls)}};
+}
+
 json to_json(const Explanation* explanation) {
     if (explanation == nullptr)
         return nullptr;
@@ -243,6 +267,7 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["drop"] = to_json(drop.site);
     line["rule"] = to_json(drop.rule.get(), drop.owner);
     line["process"] = drop.process ? to_json(*drop.process) : json(nullptr);
+    line["evidence"] = to_json(drop.evidence.get());
     line["explanation"] = to_json(drop.explanation.get());
     return finish(line);
 }

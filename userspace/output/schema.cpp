@@ -218,6 +218,67 @@ std::string schema() {
         }
       ]
     },
+    "route_or_null": {
+      "description": "how a packet to the far end leaves this machine, as the kernel said shortly after the drop",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["type", "dev", "gateway", "table", "matched"],
+          "properties": {
+            "type": {
+              "description": "none: no route leads there, or an ip rule of type unreachable says so",
+              "enum": [
+                "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
+                "throw", "nat", "xresolve", "none"
+              ]
+            },
+            "dev": { "$ref": "#/$defs/text_or_null" },
+            "gateway": { "description": "an IP address; null: on the link itself", "$ref": "#/$defs/text_or_null" },
+            "table": { "description": "the routing table: 254 is main, 255 local", "$ref": "#/$defs/u32_or_null" },
+            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" }
+          }
+        }
+      ]
+    },
+    "evidence_or_null": {
+      "description": "what this machine itself says, asked once for each cause, far end and flow; null: nothing was asked. Each part is null where it does not apply or could not be had",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["route", "tailnet_peer", "socket", "sysctls"],
+          "properties": {
+            "route": { "$ref": "#/$defs/route_or_null" },
+            "tailnet_peer": {
+              "description": "the far end has a route of its own in table 52, Tailscale's",
+              "type": ["boolean", "null"]
+            },
+            "socket": {
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "object",
+                  "required": ["waits", "process"],
+                  "properties": {
+                    "waits": {
+                      "description": "a socket of this machine would take the packet, by its addresses and ports",
+                      "type": "boolean"
+                    },
+                    "process": { "description": "one that holds that socket", "$ref": "#/$defs/process_or_null" }
+                  }
+                }
+              ]
+            },
+            "sysctls": {
+              "description": "settings that explanations look at, by name, as far as they could be read",
+              "type": "object",
+              "additionalProperties": { "type": "string" }
+            }
+          }
+        }
+      ]
+    },
     "explanation_or_null": {
       "oneOf": [
         { "type": "null" },
@@ -324,7 +385,7 @@ std::string schema() {
       "type": "object",
       "required": [
         "schema_version", "type", "time", "host", "mono_ns", "cpu", "netns", "packet", "drop", "rule", "process",
-        "explanation"
+        "evidence", "explanation"
       ],
       "properties": {
         "schema_version": { "const": 1 },
@@ -338,6 +399,7 @@ std::string schema() {
         "drop": { "$ref": "#/$defs/site" },
         "rule": { "$ref": "#/$defs/rule_or_null" },
         "process": { "$ref": "#/$defs/process_or_null" },
+        "evidence": { "$ref": "#/$defs/evidence_or_null" },
         "explanation": { "$ref": "#/$defs/explanation_or_null" }
       }
     },

@@ -226,6 +226,27 @@ std::string owner_line(const Owner& owner) {
     return out;
 }
 
+std::string routing_table(std::uint32_t number) {
+    constexpr std::array<std::pair<std::uint32_t, std::string_view>, 3> names{
+        {{253, "default"}, {254, "main"}, {255, "local"}}};
+    const auto named = std::ranges::find(names, number, &std::pair<std::uint32_t, std::string_view>::first);
+    return named != names.end() ? std::string(named->second) : std::to_string(number);
+}
+
+// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known.
+std::string route_line(const Drop& drop) {
+    if (!drop.evidence || !drop.evidence->route)
+        return {};
+    const Route& route = *drop.evidence->route;
+    std::string out = fmt::format("to {}: ", peer(drop).text());
+    if (route.type == "none")
+        return out + "none, or an ip rule that says unreachable";
+    out += route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
+    if (route.gateway)
+        out += " via " + route.gateway->text();
+    return route.table != 0 ? fmt::format("{} (table {})", out, routing_table(route.table)) : out;
+}
+
 std::string process_name(const Process& process) {
     return fmt::format("{}[{}]", printable(process.comm), process.pid);
 }
@@ -323,6 +344,7 @@ void entry(Page& page, const Drop& drop) {
         page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
         page.field("owner", owner_line(*drop.owner) + (is_inferred(drop) ? " (of the inferred rule)" : ""));
+    page.field("route", route_line(drop));
     if (!drop.netns.initial)
         page.field("netns", netns_name(drop.netns));
     if (drop.process)

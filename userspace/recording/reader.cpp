@@ -82,6 +82,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::netns, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
     {FrameType::look, 2, max_snapshot},
+    {FrameType::evidence, 2, max_evidence},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -193,6 +194,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
     case FrameType::look:
         return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
+    case FrameType::evidence:
+        return deliver(evidence_from_json(text(payload)),
+                       [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
-from . import differential, hooks, inferred
+from . import differential, evidence, hooks, inferred
 from .guest import Run, check_lines, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -937,7 +937,7 @@ def all_checks(report, guest, validator, program):
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
-    wanted += hooks.SCENARIOS + inferred.SCENARIOS
+    wanted += ["evidence", *hooks.SCENARIOS, *inferred.SCENARIOS]
 
     def ran(group):
         for name in wanted:
@@ -962,6 +962,8 @@ def all_checks(report, guest, validator, program):
     run("random rules of two backends at once", differential.random_rules, guest, validator, "mixed")
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
+    run("what the machine itself says", evidence.check, guest, validator)
+    run("replay of what the machine said", replay, guest, validator, program, "evidence")
     run("rules that change", changes, guest)
     for kind in ("legacy", "nft"):
         run(f"who changes rulesets, {kind}", ruleset, guest, validator, kind)
