@@ -363,6 +363,7 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	if (!rules)
 		return kind == TRAIL_BEGIN;
 	compat_bound(at);
+	barrier_var(at); // checked where it is used: 6.1 forgets the bound of what was on the stack in between
 	if (at >= TSDT_PATH_MAX)
 		return 1;
 	path->step[at].chain = chain;

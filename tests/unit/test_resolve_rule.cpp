@@ -1189,8 +1189,12 @@ TEST_CASE("resolve_rule: a change under way is waited for, but not for ever", "[
     live.get(SnapshotKind::ip_tables, 1, 6);
     CHECK(kept == 0);
     changing = false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(60)); // three times as long as the last attempt
-    snapshot = live.get(SnapshotKind::ip_tables, 1, 6);
+    // Not before three times as long as the last attempt has taken, which a busy machine makes longer.
+    snapshot = nullptr;
+    for (int tries = 0; tries < 500 && !snapshot; tries++) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        snapshot = live.get(SnapshotKind::ip_tables, 1, 6);
+    }
     REQUIRE(snapshot);
     CHECK(snapshot->generation == 6);
     CHECK(kept == 1);
