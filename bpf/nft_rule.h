@@ -38,7 +38,6 @@ struct path {
 	u32 outdated;   // a rule on the way belongs to a ruleset that has been replaced since
 	u32 owner;      // kprobes: which of this CPU's places to work in has this path
 	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
-	u32 pad;
 	struct path_step step[TSDT_PATH_MAX];
 };
 
@@ -362,7 +361,6 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	rules = path->wanted ? rules_with(path, chain, path->wanted) : 0;
 	if (!rules)
 		return kind == TRAIL_BEGIN;
-	compat_bound(at);
 	barrier_var(at); // checked where it is used: 6.1 forgets the bound of what was on the stack in between
 	if (at >= TSDT_PATH_MAX)
 		return 1;

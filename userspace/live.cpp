@@ -57,8 +57,7 @@ std::uint64_t monotonic_ns() {
 }
 
 std::int64_t realtime_minus_monotonic() {
-    const std::int64_t now = realtime_ns();
-    return now - static_cast<std::int64_t>(monotonic_ns());
+    return realtime_ns() - static_cast<std::int64_t>(monotonic_ns());
 }
 
 decode::Machine this_machine(const attach::Tracer& tracer) {
@@ -177,6 +176,7 @@ private:
     void retire_causes();
     void finish();
     KernelCounts counts() const;
+    void record(const KernelCounts& last);
 
     const Options& options_;
     std::unique_ptr<attach::Tracer> tracer_;
@@ -356,11 +356,24 @@ void LiveRun::follow_clock() {
         machine_.realtime_minus_mono_ns = now;
 }
 
-KernelCounts LiveRun::counts() const {
-    KernelCounts counts{tracer_->causes(), {}, tracer_->lost()};
-    for (const attach::FlowCount& flow : tracer_->flows())
+KernelCounts kernel_counts(std::vector<tsdt_cause> causes, const std::vector<attach::FlowCount>& flows,
+                           std::map<std::string, std::uint64_t> lost) {
+    KernelCounts counts{std::move(causes), {}, std::move(lost)};
+    for (const attach::FlowCount& flow : flows)
         counts.flows.emplace_back(flow.key, flow.packets);
     return counts;
+}
+
+KernelCounts LiveRun::counts() const {
+    auto causes = tracer_->causes(); // before the flows: see Aggregator
+    return kernel_counts(std::move(causes), tracer_->flows(), tracer_->lost());
+}
+
+void LiveRun::record(const KernelCounts& last) {
+    for (const tsdt_cause& cause : last.causes)
+        recorder_.write(&recording::Writer::cause, cause);
+    for (const auto& [key, packets] : last.flows)
+        recorder_.write(&recording::Writer::flow, key, packets);
 }
 
 void LiveRun::report_lost() {
@@ -377,21 +390,17 @@ void LiveRun::report_lost() {
 // Where rules change and drop all the time, each ruleset brings new causes: those of the past make room.
 void LiveRun::retire_causes() {
     constexpr std::uint64_t settled_ns = 3'000'000'000;
-    const std::uint64_t now = monotonic_ns();
-    const attach::Retired retired = tracer_->retire_causes(std::min(now - settled_ns, handled_until_ns_));
+    const std::uint64_t now = monotonic_ns(), settled = now - std::min(now, settled_ns);
+    attach::Retired retired = tracer_->retire_causes(std::min(settled, handled_until_ns_));
     if (retired.causes.empty())
         return;
-    KernelCounts last{retired.causes, {}, {}};
-    for (const attach::FlowCount& flow : retired.flows)
-        last.flows.emplace_back(flow.key, flow.packets);
+    const KernelCounts last = kernel_counts(std::move(retired.causes), retired.flows, {});
     pipeline_.retire(last, realtime_ns());
     for (const tsdt_cause& cause : last.causes) {
         retired_packets_ += cause.packets;
         causes_.erase(cause.key);
-        recorder_.write(&recording::Writer::cause, cause);
     }
-    for (const auto& [key, packets] : last.flows)
-        recorder_.write(&recording::Writer::flow, key, packets);
+    record(last);
 }
 
 // Nothing is counted any more: what is still in the ring buffer is shown, then the sums are final.
@@ -424,10 +433,7 @@ void LiveRun::finish() {
         pipeline_.lost({recorded - handled_, "unread", lost_checked_ns_});
     }
     pipeline_.summary(totals, realtime_ns(), true);
-    for (const tsdt_cause& cause : totals.causes)
-        recorder_.write(&recording::Writer::cause, cause);
-    for (const auto& [key, packets] : totals.flows)
-        recorder_.write(&recording::Writer::flow, key, packets);
+    record(totals);
     recorder_.write(&recording::Writer::lost, tracer_->lost_by_place());
     recorder_.write(&recording::Writer::finish, realtime_ns());
 }

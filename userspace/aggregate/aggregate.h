@@ -40,8 +40,7 @@ public:
     // merging, is new: the time to show it in full. False also when max_causes are remembered already.
     bool first_of_cause(const Drop& drop);
 
-    // The last counts of causes that the kernel counts no more. They stay in all summaries, merged; their numbers are
-    // free for others.
+    // The last counts of causes that the kernel counts no more: merged, they stay in all summaries.
     void retire(const std::vector<CauseCount>& causes, const std::vector<FlowCount>& flows);
 
     // The counts so far, at until_ns (CLOCK_REALTIME). Causes of which no drop was ever given to

@@ -967,7 +967,7 @@ std::vector<FlowCount> Tracer::flows() const {
 Retired Tracer::retire_causes(std::uint64_t before_ns) {
     constexpr std::size_t few = 256; // the map holds four times as many
     Retired retired;
-    std::vector<tsdt_cause> all = causes();
+    const std::vector<tsdt_cause> all = causes();
     if (all.size() <= few)
         return retired;
     const std::uint32_t nf_tables = generation(RulesetKind::nf_tables).number,
@@ -979,13 +979,13 @@ Retired Tracer::retire_causes(std::uint64_t before_ns) {
                cause.last_ns < before_ns;
     };
     std::set<std::uint32_t> ids;
-    for (tsdt_cause& cause : all) {
+    for (const tsdt_cause& cause : all) {
         if (!is_over(cause) || bpf_map_delete_elem(state_->shared().fd("causes"), &cause.key))
             continue;
         ids.insert(cause.id);
         retired.causes.push_back(cause);
     }
-    for (FlowCount& flow : flows())
+    for (const FlowCount& flow : flows())
         if (ids.contains(flow.key.cause_id) && bpf_map_delete_elem(state_->shared().fd("flows"), &flow.key) == 0)
             retired.flows.push_back(flow);
     return retired;
