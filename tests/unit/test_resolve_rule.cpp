@@ -1203,7 +1203,13 @@ TEST_CASE("resolve_rule: a change under way is waited for, but not for ever", "[
 TEST_CASE("resolve_rule: a ruleset that cannot be read, until it can", "[resolve_rule]") {
     FakeMachine machine;
     machine.fails = true;
-    CHECK_FALSE(machine.get(2));
+    CHECK_FALSE(machine.get(2)); // not known to have changed
+    machine.generation = 3;
+    auto changed = machine.get(2);
+    REQUIRE(changed);
+    CHECK(changed->generation != 2);
+    CHECK(changed->tables.empty());
+    machine.generation = 2;
     machine.fails = false;
     CHECK(machine.get_in_time(2));
     machine.fails = true;

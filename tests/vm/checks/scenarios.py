@@ -418,7 +418,8 @@ def changes(group, guest):
         new = expected_rule(backend, second, family, table, [(chain, 1)])
         # Right after it the text may be unknown, but never that of another rule.
         rule = drops[2]["rule"]
-        group.true(rule is None or rule == {**new, "owner": None} or (rule["stale"] and rule["text"] is None),
+        known = rule and {name: rule[name] for name in new}
+        group.true(rule is None or known == new or (rule["stale"] and rule["text"] is None),
                    f"{backend} right after the change", drops[2])
         for drop in drops[3:5]:
             group.true(seconds(drop["time"]) >= marks["settled"], f"{backend}: order of the packets", drop["time"])
@@ -881,11 +882,13 @@ def ruleset_overlap(group, guest, validator):
 
 def all_checks(report, guest, validator, program):
     kernel = guest.kernel
+    # What 5.10 is forbidden there are fentry programs, of which it has none. 7.2 has no ebtables.
+    infers, has_ebtables = not guest.old, "ebtables" in guest.text("legacy-bridge/modules")
     wanted = ["late-modules", "various", "options", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
-    wanted += hooks.SCENARIOS + inferred.SCENARIOS
+    wanted += hooks.SCENARIOS + (inferred.SCENARIOS if infers else [])
 
     def ran(group):
         for name in wanted:
@@ -905,8 +908,9 @@ def all_checks(report, guest, validator, program):
         run(f"replay of every kind of rule, {backend}", replay, guest, validator, program, f"exact-{backend}")
         run(f"random rules, {backend}", differential.random_rules, guest, validator, backend)
         run(f"rules that change while they drop, {backend}", differential.churn, guest, validator, backend)
-        run(f"rules inferred from their counters, {backend}", inferred.inferred, guest, validator, backend)
-        run(f"replay of inferred rules, {backend}", replay, guest, validator, program, f"inferred-{backend}")
+        if infers:
+            run(f"rules inferred from their counters, {backend}", inferred.inferred, guest, validator, backend)
+            run(f"replay of inferred rules, {backend}", replay, guest, validator, program, f"inferred-{backend}")
     run("random rules of two backends at once", differential.random_rules, guest, validator, "mixed")
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
@@ -926,4 +930,5 @@ def all_checks(report, guest, validator, program):
         run(f"more processes than CPUs, {backend}", preempted, guest, backend)
     hooks.all_checks(run, guest, validator)
     for name in hooks.SCENARIOS:
-        run(f"replay: {name}", replay, guest, validator, program, name)
+        if name != "legacy-bridge" or has_ebtables:
+            run(f"replay: {name}", replay, guest, validator, program, name)
