@@ -189,6 +189,29 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
+// Packets of the filter that pass, by device: key and value of the map `seen`.
+enum tsdt_seen_way {
+	TSDT_SEEN_SENT = 0,     // toward the range, handed to the device's driver
+	TSDT_SEEN_RECEIVED = 1, // from the range, come in by the device
+};
+
+struct tsdt_seen_key {
+	__u32 netns; // inode of the device's network namespace
+	__u32 way;   // enum tsdt_seen_way
+	char dev[TSDT_IFNAME_LEN];
+};
+
+struct tsdt_seen {
+	__u64 packets;
+	__u64 first_ns; // CLOCK_MONOTONIC
+	__u64 last_ns;
+};
+
+struct tsdt_seen_count { // both, where they are handed on
+	struct tsdt_seen_key key;
+	struct tsdt_seen value;
+};
+
 // Who changed a ruleset: the record in the ring buffer `changes`. Sent when the change is complete, before `generation` is
 // there.
 struct tsdt_ruleset_change {
@@ -242,5 +265,6 @@ TSDT_ASSERT(sizeof(struct tsdt_cause) == 48 + 32 + 8 + 8 + TSDT_NAME_LEN + TSDT_
 	    "tsdt_cause has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_headers) == 40, "tsdt_headers has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_drop) == 248, "tsdt_drop has no padding");
+TSDT_ASSERT(sizeof(struct tsdt_seen_count) == 48, "tsdt_seen_count has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_ruleset_change) == 64, "tsdt_ruleset_change has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_flow_key) == 44, "tsdt_flow_key has no padding");

@@ -15,11 +15,16 @@
 #include <vector>
 
 #include <spdlog/spdlog.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include "attach/tracer.h"
+#include "check/probe.h"
+#include "command/command.h"
+#include "evidence/live_evidence.h"
+#include "explain/explain_dir.h"
 #include "explain/iptables_tool.h"
 #include "outputs.h"
 #include "pipeline.h"
@@ -36,16 +41,31 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-volatile std::sig_atomic_t stop_requested = 0;
+volatile std::sig_atomic_t stop_requested = 0; // the signal that last did
 volatile std::sig_atomic_t reopen_requested = 0;
+// How often each has come, ever. A terminal sends its SIGINT to the command as well.
+volatile std::sig_atomic_t interrupts = 0, terminal_interrupts = 0, terminations = 0;
+
+void on_stop(int signal, siginfo_t* info, void*) {
+    stop_requested = signal;
+    volatile std::sig_atomic_t& count = signal == SIGTERM            ? terminations
+                                        : info->si_code == SI_KERNEL ? terminal_interrupts
+                                                                     : interrupts;
+    count = count + 1;
+}
 
 void watch_signals() {
     struct sigaction action {};
-    action.sa_handler = [](int) { stop_requested = 1; };
+    action.sa_flags = SA_SIGINFO;
+    action.sa_sigaction = on_stop;
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
+    action.sa_flags = 0;
     action.sa_handler = [](int) { reopen_requested = 1; };
     sigaction(SIGHUP, &action, nullptr);
+    action.sa_flags = SA_RESTART; // waiting for events does end, nothing else does
+    action.sa_handler = [](int) {};
+    sigaction(SIGCHLD, &action, nullptr);
     action.sa_handler = SIG_IGN; // a closed pipe is an error of the write
     sigaction(SIGPIPE, &action, nullptr);
 }
@@ -98,6 +118,7 @@ Result<attach::Filter> filter_of(const Options& options) {
     filter.devices = options.devices;
     filter.reasons = options.reasons;
     filter.rules_only = options.rules_only;
+    filter.seen = options.seen;
     return filter;
 }
 
@@ -143,12 +164,63 @@ private:
     Clock::time_point last_;
 };
 
+// The command of this run, and what the signals that reach us mean for it.
+class CommandWatch {
+public:
+    explicit CommandWatch(command::Command command) : command_(std::move(command)) {}
+
+    void start() { command_.start(); }
+    bool started() const { return command_.started(); }
+
+    // Whether tracing is to end with it.
+    bool over() {
+        const auto now = Clock::now();
+        pass_signals(now);
+        const bool over = command_.over(now);
+        tell_failure();
+        return over;
+    }
+
+    // Returns its exit code, once it has one.
+    int wait() {
+        for (;;) {
+            const auto now = Clock::now();
+            pass_signals(now);
+            if (command_.ended(now))
+                break;
+            poll(nullptr, 0, 100); // SIGCHLD ends it
+        }
+        tell_failure();
+        return command_.exit_code();
+    }
+
+private:
+    void pass_signals(Clock::time_point now) {
+        for (; terminal_interrupts_ != terminal_interrupts; ++terminal_interrupts_)
+            command_.interrupted(true, now);
+        for (; interrupts_ != interrupts; ++interrupts_)
+            command_.interrupted(false, now);
+        for (; terminations_ != terminations; ++terminations_)
+            command_.terminated();
+    }
+    void tell_failure() {
+        if (command_.failure() && !std::exchange(told_, true))
+            spdlog::error("{}", command_.failure()->message);
+    }
+
+    command::Command command_;
+    std::sig_atomic_t interrupts_ = 0, terminal_interrupts_ = 0, terminations_ = 0; // passed on
+    bool told_ = false;
+};
+
 constexpr std::size_t max_netns_names = 1024;
 
 class LiveRun {
 public:
-    LiveRun(const Options& options, std::unique_ptr<attach::Tracer> tracer, decode::Machine machine, Recorder recorder)
-        : options_(options), tracer_(std::move(tracer)), machine_(std::move(machine)), recorder_(std::move(recorder)),
+    LiveRun(const Options& options, std::unique_ptr<attach::Tracer> tracer, decode::Machine machine, Recorder recorder,
+            CommandWatch* command)
+        : options_(options), command_(command), tracer_(std::move(tracer)), machine_(std::move(machine)),
+          recorder_(std::move(recorder)),
           snapshots_([this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
                      [this](const resolve_rule::Snapshot& snapshot) {
                          recorder_.write(&recording::Writer::snapshot, snapshot);
@@ -156,12 +228,16 @@ public:
           watch_(
               snapshots_, [this](resolve_rule::SnapshotKind kind) { return tracer_->generation(ruleset_kind(kind)); },
               [this] { return tracer_->change_counts(); }, machine_.own_netns),
-          pipeline_(machine_, snapshots_, explain::Explainer(machine_.plain_iptables), realtime_ns()),
+          evidence_([this](const evidence::Entry& entry) { recorder_.write(&recording::Writer::evidence, entry); }),
+          pipeline_(machine_, snapshots_, evidence_,
+                    explain::Explainer(machine_.plain_iptables, explain::own_entries()), realtime_ns()),
           looks_([this] { return tracer_->has_nf_tables(); }) {}
 
-    Status run(bool stdout_is_tty);
+    Result<int> run(bool stdout_is_tty); // the exit code
 
 private:
+    bool stopping() const { return !command_ && stop_requested; }
+    bool over() const { return command_ ? !command_->started() || command_->over() : stop_requested; }
     bool on_record(std::span<const std::byte> bytes);
     void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
@@ -174,17 +250,22 @@ private:
     void report_changes(bool last = false);
     void report_lost();
     void retire_causes();
+    Status begin_check();
+    void go_on_checking(Clock::time_point now);
+    bool is_checked() const;
     void finish();
     KernelCounts counts() const;
     void record(const KernelCounts& last);
 
     const Options& options_;
+    CommandWatch* command_; // or none
     std::unique_ptr<attach::Tracer> tracer_;
     decode::Machine machine_;
     Recorder recorder_;
     resolve_rule::LiveSnapshots snapshots_;
     RulesetWatch watch_;
     std::set<resolve_rule::SnapshotKind> absent_; // had no module when the run began, so no rules
+    evidence::LiveEvidence evidence_;
     Pipeline pipeline_;
 
     // Looks at counters, where rules are inferred. Those that no packet has needed (yet) are not recorded.
@@ -204,6 +285,10 @@ private:
     std::uint64_t retired_packets_ = 0;                    // of causes that are in the kernel's map no more
     std::uint64_t shown_ = 0;                              // without noise
     Clock::time_point slice_end_;
+    std::optional<check::Probe> probe_; // of `check`
+    std::optional<check::Answer> answer_;
+    Clock::time_point answered_;
+    int exit_code_ = EXIT_SUCCESS;
     std::map<std::string, std::uint64_t> lost_; // as last reported
     std::int64_t lost_checked_ns_ = 0;
 };
@@ -261,7 +346,7 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
     recorder_.write(&recording::Writer::drop, *record);
     if (const auto kind = resolve_rule::snapshot_kind(*cause)) // its ruleset has just been read
         watch_.watch(*kind, record->key.netns, Clock::now());
-    return !(options_.count && shown_ >= *options_.count) && !stop_requested && Clock::now() < slice_end_;
+    return !(options_.count && shown_ >= *options_.count) && !stopping() && Clock::now() < slice_end_;
 }
 
 // Rulesets of our own namespace are read before anything is dropped by them, and again (report_changes) when they have
@@ -310,7 +395,9 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
     if (unrecorded.size() >= most)
         unrecorded.pop_front();
     unrecorded.push_back(look);
-    if (pipeline_.waiting().contains(key)) {
+    const bool needed = pipeline_.waiting().contains(key);
+    pipeline_.look(std::move(look)); // first: a replay needs the evidence of what it shows before the look
+    if (needed) {
         for (const resolve_rule::Look& one : unrecorded) {
             if (one.snapshot && std::exchange(recorded_[key], one.generation) != one.generation)
                 recorder_.write(&recording::Writer::snapshot, *one.snapshot);
@@ -318,7 +405,6 @@ void LiveRun::look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns) {
         }
         unrecorded_.erase(key);
     }
-    pipeline_.look(std::move(look));
 }
 
 // Looks again where packets are waiting for it, and where the last look is old: the less time lies between two looks,
@@ -361,6 +447,7 @@ KernelCounts kernel_counts(std::vector<tsdt_cause> causes, const std::vector<att
     KernelCounts counts{std::move(causes), {}, std::move(lost)};
     for (const attach::FlowCount& flow : flows)
         counts.flows.emplace_back(flow.key, flow.packets);
+    counts.seen = tracer_->seen();
     return counts;
 }
 
@@ -374,6 +461,9 @@ void LiveRun::record(const KernelCounts& last) {
         recorder_.write(&recording::Writer::cause, cause);
     for (const auto& [key, packets] : last.flows)
         recorder_.write(&recording::Writer::flow, key, packets);
+    if (last.seen)
+        for (const tsdt_seen_count& count : *last.seen)
+            recorder_.write(&recording::Writer::seen, count);
 }
 
 void LiveRun::report_lost() {
@@ -401,6 +491,11 @@ void LiveRun::retire_causes() {
         causes_.erase(cause.key);
     }
     record(last);
+}
+
+int exit_code_of(Reached reached) {
+    constexpr int dropped_here = 10, lost_elsewhere = 11;
+    return reached == Reached::yes ? EXIT_SUCCESS : reached == Reached::dropped_here ? dropped_here : lost_elsewhere;
 }
 
 // Nothing is counted any more: what is still in the ring buffer is shown, then the sums are final.
@@ -432,30 +527,64 @@ void LiveRun::finish() {
         totals.lost["unread"] = recorded - handled_;
         pipeline_.lost({recorded - handled_, "unread", lost_checked_ns_});
     }
+    if (answer_)
+        exit_code_ = exit_code_of(pipeline_.check(*options_.check, *answer_, totals, realtime_ns()).reached);
+    else if (options_.check)
+        exit_code_ = EXIT_FAILURE; // stopped before it knew
     pipeline_.summary(totals, realtime_ns(), true);
     record(totals);
     recorder_.write(&recording::Writer::lost, tracer_->lost_by_place());
     recorder_.write(&recording::Writer::finish, realtime_ns());
 }
 
-Status LiveRun::run(bool stdout_is_tty) {
+// What `check` sends goes out once everything is attached.
+Status LiveRun::begin_check() {
+    if (!options_.check)
+        return Ok{};
+    auto probe = check::Probe::open(*options_.check);
+    if (!probe)
+        return probe.error();
+    probe_.emplace(std::move(*probe));
+    return Ok{};
+}
+
+void LiveRun::go_on_checking(Clock::time_point now) {
+    if (!probe_ || answer_)
+        return;
+    answer_ = probe_->step(now);
+    if (answer_)
+        answered_ = now;
+}
+
+// What was dropped last may still be on its way to us.
+bool LiveRun::is_checked() const {
+    constexpr auto patience = milliseconds(150);
+    return answer_ && Clock::now() - answered_ >= patience;
+}
+
+Result<int> LiveRun::run(bool stdout_is_tty) {
     const auto json_file = add_outputs(options_, stdout_is_tty, pipeline_);
     if (!json_file)
         return json_file.error();
 
-    const Start start{realtime_ns(), machine_.version,      machine_.kernel,
-                      machine_.host, filter_text(options_), tracer_->capabilities()};
+    const Start start{realtime_ns(),         machine_.version,        machine_.kernel, machine_.host,
+                      filter_text(options_), tracer_->capabilities(), options_.seen};
     recorder_.write(&recording::Writer::meta, recording::Meta{machine_, start});
     begin_to_infer(start.capabilities);
     pipeline_.start(start);
     watch_rulesets(true);
     lost_checked_ns_ = start.time_ns;
 
+    if (command_ && !stop_requested && !pipeline_.reader_gone())
+        command_->start();
+
     const auto began = Clock::now();
     Interval housekeeping(seconds(1), began);
     Interval screen(milliseconds(200), began);
     Interval summaries(options_.summary_every, began);
-    while (!stop_requested && !(options_.count && shown_ >= *options_.count)) {
+    if (const Status begun = begin_check(); !begun)
+        return begun.error();
+    while (!over() && !is_checked() && !(options_.count && shown_ >= *options_.count)) {
         auto patience = milliseconds(100);
         if (options_.duration) {
             const auto left = *options_.duration - std::chrono::duration_cast<milliseconds>(Clock::now() - began);
@@ -463,7 +592,7 @@ Status LiveRun::run(bool stdout_is_tty) {
                 break;
             patience = std::min(patience, left);
         }
-        if (!pipeline_.waiting().empty())
+        if (!pipeline_.waiting().empty() || probe_)
             patience = std::min(patience, milliseconds(20));
         slice_end_ = Clock::now() + milliseconds(100);
         const std::uint64_t before_ns = monotonic_ns();
@@ -471,7 +600,8 @@ Status LiveRun::run(bool stdout_is_tty) {
         if (const Status polled =
                 tracer_->poll(patience, [this](std::span<const std::byte> bytes) { return on_record(bytes); });
             !polled)
-            return polled;
+            return polled.error();
+        go_on_checking(Clock::now());
         if (handled_ == handled_before)
             handled_until_ns_ = before_ns; // there was none
 
@@ -504,13 +634,23 @@ Status LiveRun::run(bool stdout_is_tty) {
         return Error{ErrorKind::other, ""}; // told already
     if (recorder_.failed())
         return Error{ErrorKind::other, ""};
-    return Ok{};
+    return exit_code_;
 }
 
-} // namespace
+// Not started yet: whoever is to run it, and a process for it.
+Result<std::optional<CommandWatch>> prepare_command(const Options& options) {
+    if (options.command.empty())
+        return std::optional<CommandWatch>();
+    auto user = command::choose_user(options.user, {getuid(), std::getenv("SUDO_UID"), std::getenv("SUDO_GID")});
+    if (!user)
+        return user.error();
+    auto prepared = command::Command::prepare({options.command, std::move(*user), options.json});
+    if (!prepared)
+        return prepared.error();
+    return std::optional<CommandWatch>(std::move(*prepared));
+}
 
-Status run_live(const Options& options, bool stdout_is_tty) {
-    watch_signals();
+Result<int> trace(const Options& options, bool stdout_is_tty, CommandWatch* command) {
     const auto filter = filter_of(options); // refused before any file is made
     if (!filter)
         return filter.error();
@@ -530,8 +670,25 @@ Status run_live(const Options& options, bool stdout_is_tty) {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); // for the tools that print rules
 
     auto machine = this_machine(**tracer);
-    LiveRun run(options, std::move(*tracer), std::move(machine), Recorder(std::move(writer)));
+    LiveRun run(options, std::move(*tracer), std::move(machine), Recorder(std::move(writer)), command);
     return run.run(stdout_is_tty);
+}
+
+} // namespace
+
+Result<int> run_live(const Options& options, bool stdout_is_tty) {
+    auto command = prepare_command(options); // first of all: it inherits what we were given, and nothing of ours
+    if (!command)
+        return command.error();
+    watch_signals();
+    const Result<int> traced = trace(options, stdout_is_tty, *command ? &**command : nullptr);
+    if (!*command || (!(*command)->started() && !traced))
+        return traced;
+    if (!(*command)->started()) // it was told to stop before
+        return 128 + stop_requested;
+    if (!traced && !traced.error().message.empty())
+        spdlog::error("{}", traced.error().message);
+    return (*command)->wait();
 }
 
 } // namespace tsdroptrace

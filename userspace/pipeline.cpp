@@ -8,6 +8,8 @@
 #include <arpa/inet.h>
 #include <spdlog/spdlog.h>
 
+#include "check/verdict.h"
+
 namespace tsdroptrace {
 namespace {
 
@@ -34,6 +36,8 @@ void Pipeline::complete(Drop& drop) {
     if (drop.rule)
         drop.owner = explainer_.owner(*drop.rule);
     drop.noise = explainer_.is_noise(drop);
+    if (!drop.noise)
+        drop.evidence = evidence_.get(drop, [this](const Drop& of) { return explainer_.wanted_sysctls(of); });
     drop.explanation = explainer_.explain(drop);
 }
 
@@ -228,7 +232,10 @@ Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, boo
     if (!parts_.empty() || !waiting_.empty())
         split(now.causes, now.flows, final);
     introduce(counts, now.causes, now_ns, final);
-    return aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
+    Summary summary = aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
+    if (counts.seen)
+        summary.seen = decode::decode_seen(*counts.seen, machine_);
+    return summary;
 }
 
 void Pipeline::start(const Start& start) {
@@ -250,6 +257,14 @@ void Pipeline::ruleset(RulesetChange change) {
             changed.owner = explainer_.owner(changed.rule);
     for (const auto& output : outputs_)
         check(output->ruleset(change));
+}
+
+CheckVerdict Pipeline::check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,
+                             std::int64_t now_ns) {
+    CheckVerdict verdict = check::verdict(target, answer, summarize(counts, now_ns, true));
+    for (const auto& output : outputs_)
+        check(output->check(verdict, now_ns));
+    return verdict;
 }
 
 void Pipeline::progress(const KernelCounts& counts, std::int64_t now_ns) {

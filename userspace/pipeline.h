@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The way of one dropped packet through the stages: decode > resolve_rule > explain > aggregate > output.
+// The way of one dropped packet through the stages: decode > resolve_rule > evidence > explain > aggregate > output.
 // Where the records come from, a running kernel (live.cpp) or a recording (replay.cpp), makes no difference here.
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
@@ -15,7 +16,9 @@
 
 #include "aggregate/aggregate.h"
 #include "bpf/event.h"
+#include "check/probe.h"
 #include "decode/decode.h"
+#include "evidence/evidence.h"
 #include "explain/explain.h"
 #include "output/output.h"
 #include "resolve_rule/inference.h"
@@ -29,14 +32,18 @@ struct KernelCounts {
     std::vector<tsdt_cause> causes;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
     std::map<std::string, std::uint64_t> lost; // where -> events
+    // Packets that pass; none: they are not counted.
+    std::optional<std::vector<tsdt_seen_count>> seen = {};
 };
 
 class Pipeline {
 public:
-    // `machine` and `snapshots` must outlive the Pipeline; `machine` may be brought up to date between calls.
-    Pipeline(const decode::Machine& machine, resolve_rule::SnapshotSource& snapshots, explain::Explainer explainer,
-             std::int64_t since_ns)
-        : machine_(machine), resolver_(snapshots), explainer_(std::move(explainer)), aggregator_(since_ns) {}
+    // `machine`, `snapshots` and `evidence` must outlive the Pipeline; `machine` may be brought up to date between
+    // calls.
+    Pipeline(const decode::Machine& machine, resolve_rule::SnapshotSource& snapshots, evidence::Source& evidence,
+             explain::Explainer explainer, std::int64_t since_ns)
+        : machine_(machine), resolver_(snapshots), evidence_(evidence), explainer_(std::move(explainer)),
+          aggregator_(since_ns) {}
 
     void add_output(std::unique_ptr<output::Output> output) { outputs_.push_back(std::move(output)); }
 
@@ -57,6 +64,9 @@ public:
 
     void lost(const Lost& lost);
     void ruleset(RulesetChange change); // netns name and owners are filled in here
+    // Says what came of `tsdroptrace check`, by the last counts.
+    CheckVerdict check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,
+                       std::int64_t now_ns);
     void progress(const KernelCounts& counts, std::int64_t now_ns);
     void summary(const KernelCounts& counts, std::int64_t now_ns, bool final);
 
@@ -81,6 +91,7 @@ private:
 
     const decode::Machine& machine_;
     resolve_rule::Resolver resolver_;
+    evidence::Source& evidence_;
     explain::Explainer explainer_;
     aggregate::Aggregator aggregator_;
     std::vector<std::unique_ptr<output::Output>> outputs_;

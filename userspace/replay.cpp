@@ -2,10 +2,12 @@
 #include "replay.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <optional>
 
+#include "explain/explain_dir.h"
 #include "outputs.h"
 #include "pipeline.h"
 #include "recording/reader.h"
@@ -47,12 +49,15 @@ public:
     void meta(recording::Meta meta) override {
         meta_ = std::move(meta);
         until_ns_ = meta_.start.time_ns;
-        pipeline_.emplace(meta_.machine, snapshots_, explain::Explainer(meta_.machine.plain_iptables),
+        pipeline_.emplace(meta_.machine, snapshots_, evidence_,
+                          explain::Explainer(meta_.machine.plain_iptables, explain::own_entries()),
                           meta_.start.time_ns);
         if (const auto added = add_outputs(options_, stdout_is_tty_, *pipeline_); !added) {
             error_ = added.error();
             return;
         }
+        if (meta_.start.counts_seen)
+            passing_.emplace();
         pipeline_->start(meta_.start);
     }
 
@@ -72,6 +77,8 @@ public:
         if (meta_.machine.netns_names.size() < max_names)
             meta_.machine.netns_names.insert_or_assign(netns.inode, netns.name);
     }
+
+    void evidence(evidence::Entry entry) override { evidence_.add(std::move(entry)); }
 
     void ruleset(RulesetChange change) override {
         if (finished())
@@ -95,6 +102,11 @@ public:
 
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows_.emplace_back(key, packets); }
 
+    void seen(const tsdt_seen_count& count) override {
+        if (passing_)
+            passing_->push_back(count);
+    }
+
     void lost(const recording::LostCounts& counts) override {
         for (std::size_t place = 0; place < counts.size(); ++place)
             if (counts[place])
@@ -108,7 +120,7 @@ public:
             return *error_;
         if (!pipeline_)
             return Ok{};
-        KernelCounts counts{{}, std::move(flows_), lost_};
+        KernelCounts counts{{}, std::move(flows_), lost_, std::move(passing_)};
         for (auto& [id, cause] : causes_) {
             cause.packets =
                 std::max<std::uint64_t>(cause.packets, seen_[id]); // a recording that was cut has no last counts
@@ -132,9 +144,11 @@ private:
     bool stdout_is_tty_;
     recording::Meta meta_;
     RecordedSnapshots snapshots_;
+    evidence::RecordedEvidence evidence_;
     std::optional<Pipeline> pipeline_;
     std::map<std::uint32_t, tsdt_cause> causes_;
     std::map<std::uint32_t, std::uint64_t> seen_;
+    decltype(KernelCounts::seen) passing_;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows_;
     std::map<std::string, std::uint64_t> lost_;
     std::int64_t until_ns_ = 0;
@@ -144,16 +158,16 @@ private:
 
 } // namespace
 
-Status run_replay(const Options& options, bool stdout_is_tty) {
+Result<int> run_replay(const Options& options, bool stdout_is_tty) {
     Replay replay(options, stdout_is_tty);
     const auto read = recording::read(*options.replay, replay);
     if (!read)
         return read.error();
     if (const Status finished = replay.finish(); !finished)
-        return finished;
+        return finished.error();
     if (!read->warning.empty())
         return Error{ErrorKind::other, read->warning};
-    return Ok{};
+    return EXIT_SUCCESS;
 }
 
 } // namespace tsdroptrace

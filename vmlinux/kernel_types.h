@@ -174,6 +174,7 @@ struct sk_buff {
 	__u16 mac_header;
 	unsigned int tail;
 	unsigned char *head;
+	unsigned char *data;
 };
 
 enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };

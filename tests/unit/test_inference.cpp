@@ -2,6 +2,7 @@
 // Rules that are inferred from what their counters moved by.
 #include <cstring>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include <linux/netlink.h>
 
 #include "catch.h"
+#include "explain/catalogue_yaml.h"
 #include "pipeline.h"
 #include "resolve_rule/inference.h"
 #include "resolve_rule/nft_counters.h"
@@ -231,6 +233,7 @@ TEST_CASE("inference: a policy of legacy has a counter") {
     const Answer answer = bench.answer(question);
     REQUIRE(answer.rule);
     CHECK(answer.policy);
+    CHECK(answer.rule->jumps == std::vector<std::string>{"ts-input"}); // who is at home in the chain
     CHECK(answer.rule->chain == "INPUT");
     CHECK_FALSE(answer.rule->number);
     CHECK_FALSE(answer.rule->text);
@@ -634,6 +637,23 @@ struct NoSnapshots : SnapshotSource {
     std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return nullptr; }
 };
 
+struct NoEvidence : evidence::Source {
+    std::shared_ptr<const Evidence> get(const Drop&, const evidence::WantedSysctls&) override { return nullptr; }
+};
+
+// Knows the route, and keeps what it was asked for.
+struct Asked : evidence::Source {
+    std::shared_ptr<const Evidence> get(const Drop& drop, const evidence::WantedSysctls& wanted) override {
+        drops.push_back(drop);
+        sysctls = wanted(drop);
+        Evidence evidence;
+        evidence.route = Route{"unicast", "eth0", std::nullopt, 254, "default"};
+        return std::make_shared<Evidence>(evidence);
+    }
+    std::vector<Drop> drops;
+    std::set<std::string> sysctls;
+};
+
 struct Shown {
     std::vector<Drop> drops;
     std::vector<Summary> summaries;
@@ -653,6 +673,7 @@ public:
         shown_.summaries.push_back(summary);
         return Ok{};
     }
+    Status check(const CheckVerdict&, std::int64_t) override { return Ok{}; }
     Status progress(const Summary&) override { return Ok{}; }
 
 private:
@@ -714,7 +735,8 @@ TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stay
     machine.kernel = "6.18.44";
     machine.own_netns = netns;
     NoSnapshots snapshots;
-    Pipeline pipeline(machine, snapshots, explain::Explainer(), 0);
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
     Shown shown;
     pipeline.add_output(std::make_unique<Keep>(shown));
     Start start;
@@ -782,11 +804,52 @@ TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stay
     CHECK(summary.causes[1].flows[0].packets == 2);
 }
 
+TEST_CASE("inference: the machine is asked about a packet once its rule is known, and then explained") {
+    const auto rules = std::make_shared<const Snapshot>(legacy_rules());
+    decode::Machine machine;
+    machine.kernel = "6.18.44";
+    machine.own_netns = netns;
+    auto own = std::make_shared<explain::OwnedCatalogue>();
+    REQUIRE(explain::read_catalogue("causes:\n"
+                                    "  - id: of-the-rule\n"
+                                    "    when: {kind: rule, chain: ts-input}\n"
+                                    "    say: [x, {say: y, when: {destination_port: 1, sysctl: {net.a: 1}}}]\n"
+                                    "  - id: of-the-hook\n"
+                                    "    when: {kind: hook}\n"
+                                    "    say: [x, {say: y, when: {sysctl: {net.b: 1}}}]\n",
+                                    *own)
+                .empty());
+    NoSnapshots snapshots;
+    Asked asked;
+    Pipeline pipeline(machine, snapshots, asked, explain::Explainer(std::nullopt, own), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    Start start;
+    start.capabilities.iptables_legacy.exactness = Exactness::inferred;
+    pipeline.start(start);
+    pipeline.look(look_at(second, rules, {}));
+    pipeline.drop(dead(2 * second, 40000), cause_of_input());
+    CHECK(asked.drops.empty());
+    pipeline.look(look_at(3 * second, rules, {{jump_place, 1}, {cgnat_place, 1}}));
+    REQUIRE(asked.drops.size() == 1);
+    REQUIRE(asked.drops[0].rule);
+    CHECK(asked.drops[0].rule->chain == "ts-input");
+    // Another packet with the same answer may go to port 1.
+    CHECK(asked.sysctls == std::set<std::string>{"net.a"});
+    REQUIRE(shown.drops.size() == 1);
+    CHECK(shown.drops[0].cause_id == asked.drops[0].cause_id); // what the answer belongs to, in a recording too
+    REQUIRE(shown.drops[0].explanation);
+    CHECK(shown.drops[0].explanation->id == "of-the-rule");
+    CHECK(shown.drops[0].explanation->summary.find("The route to 100.100.2.136 leaves by eth0 (table main).") !=
+          std::string::npos);
+}
+
 TEST_CASE("inference: where backends are exact nothing waits") {
     decode::Machine machine;
     machine.kernel = "6.18.44";
     NoSnapshots snapshots;
-    Pipeline pipeline(machine, snapshots, explain::Explainer(), 0);
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
     Shown shown;
     pipeline.add_output(std::make_unique<Keep>(shown));
     Start start;

@@ -771,7 +771,7 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
     CHECK(line["rule"] == rule);
     CHECK(line["process"].is_null());
     CHECK(line["explanation"]["id"] == "tailscale-cgnat");
-    CHECK(line["explanation"]["fixes"][0]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
+    CHECK(line["explanation"]["fixes"][1]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
 
     const json sum = checked(json_line(summary(true), "web-1"));
     CHECK(sum["time"] == "2026-08-01T12:00:12.000000000Z");
@@ -880,12 +880,69 @@ TEST_CASE("functions at hooks and queues are shown", "[output]") {
     CHECK(checked(json_line(drop, "h"))["drop"]["queue"]["process"] == json{{"pid", 7}, {"comm", "x"}});
 }
 
+TEST_CASE("what the machine itself says is shown", "[output]") {
+    Drop drop = incident();
+    CHECK(checked(json_line(drop, "h"))["evidence"].is_null());
+    const auto with = [&](const Evidence& evidence) {
+        drop.evidence = std::make_shared<const Evidence>(evidence);
+        return checked(json_line(drop, "h"))["evidence"];
+    };
+    const auto line = [&] {
+        const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+        const std::size_t begin = text.find("  route ");
+        return begin == std::string::npos ? std::string{} : text.substr(begin, text.find('\n', begin) - begin);
+    };
+    CHECK(with({}) ==
+          json{{"route", nullptr}, {"tailnet_peer", nullptr}, {"socket", nullptr}, {"sysctls", json::object()}});
+    CHECK(line().empty());
+
+    Evidence evidence;
+    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default"};
+    evidence.tailnet_peer = false;
+    evidence.socket_waits = true;
+    evidence.waiting = Process{4242, "dig"};
+    evidence.sysctls = {{"net.ipv4.ip_forward", "0"}};
+    CHECK(
+        with(evidence) ==
+        json{{"route",
+              {{"type", "unicast"}, {"dev", "eth0"}, {"gateway", "10.0.0.1"}, {"table", 254}, {"matched", "default"}}},
+             {"tailnet_peer", false},
+             {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
+             {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
+    CHECK(line() == "  route   to 100.100.2.136: by eth0 via 10.0.0.1 (table main)");
+    const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+    CHECK(text.find("\n  route ") > text.find("\n  owner "));
+    CHECK(text.find("\n  route ") < text.find("\n  why "));
+
+    evidence.waiting.reset();
+    evidence.socket_waits = false;
+    evidence.route = Route{"none", std::nullopt, std::nullopt, 0, ""};
+    json value = with(evidence);
+    CHECK(value["socket"] == json{{"waits", false}, {"process", nullptr}});
+    CHECK(value["route"] ==
+          json{{"type", "none"}, {"dev", nullptr}, {"gateway", nullptr}, {"table", nullptr}, {"matched", nullptr}});
+    CHECK(line() == "  route   to 100.100.2.136: none, or an ip rule that says unreachable");
+    evidence.route = Route{"unicast", "tailscale0", std::nullopt, 52, "100.100.2.136/32"};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52)");
+    evidence.route = Route{"local", "lo", std::nullopt, 255, "100.100.2.136/32"};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: local (table local)");
+    evidence.route = Route{"blackhole", std::nullopt, std::nullopt, 0, ""};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: blackhole");
+    evidence.route->dev = "evil\x1b[2J";
+    evidence.route->type = "unicast";
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by evil\\x1b[2J");
+}
+
 TEST_CASE("the schema refuses what the contract does not have", "[output]") {
     const json root = json::parse(schema());
     const json good = json::parse(json_line(incident(), "web-1"));
     REQUIRE(violation(root, good, root) == "");
     for (const char* field : {"schema_version", "type", "time", "host", "mono_ns", "cpu", "netns", "packet", "drop",
-                              "rule", "process", "explanation"}) {
+                              "rule", "process", "evidence", "explanation"}) {
         json bad = good;
         bad.erase(field);
         INFO(field);

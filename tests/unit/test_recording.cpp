@@ -40,17 +40,21 @@ struct Collected : Visitor {
     void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
+    void evidence(evidence::Entry value) override { entries.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows.emplace_back(key, packets); }
+    void seen(const tsdt_seen_count& count) override { seen_counts.push_back(count); }
     void lost(const LostCounts& counts) override { losts.push_back(counts); }
     void end(std::int64_t time_ns) override { ends.push_back(time_ns); }
 
     std::vector<Meta> metas;
+    std::vector<tsdt_seen_count> seen_counts;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
     std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
+    std::vector<evidence::Entry> entries;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
@@ -119,6 +123,31 @@ RulesetChange sample_change() {
     return change;
 }
 
+Address address(std::array<std::uint8_t, 16> bytes, IpFamily family) {
+    return {family, bytes};
+}
+
+evidence::Entry sample_evidence() {
+    evidence::Entry entry;
+    entry.key.cause_id = 7;
+    entry.key.far_end = address({100, 100, 2, 136}, IpFamily::ipv4);
+    entry.key.near_end = address({10, 0, 0, 2}, IpFamily::ipv4);
+    entry.key.mark = 0x80000;
+    entry.key.in_dev = "eth0";
+    entry.key.proto = 17;
+    entry.key.far_port = 53;
+    entry.key.near_port = 41873;
+    entry.mono_ns = 81234567890;
+    Evidence found;
+    found.route = Route{"unicast", "eth0", address({0xfd, 0x7a, 1}, IpFamily::ipv6), 254, "default"};
+    found.tailnet_peer = false;
+    found.socket_waits = true;
+    found.waiting = Process{4242, "dig\xff"};
+    found.sysctls = {{"net.ipv4.conf.eth0/7.rp_filter", "1"}, {"net.ipv4.ip_forward", "0"}};
+    entry.evidence = std::make_shared<const Evidence>(found);
+    return entry;
+}
+
 tsdt_drop sample_drop(std::uint32_t id) {
     tsdt_drop drop{};
     drop.cause_id = id;
@@ -160,6 +189,7 @@ std::string sample_file(const Directory& directory) {
     REQUIRE(writer->snapshot(sample_snapshot()));
     REQUIRE(writer->look(sample_look()));
     REQUIRE(writer->ruleset(sample_change()));
+    REQUIRE(writer->evidence(sample_evidence()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
     REQUIRE(writer->drop(sample_drop(2)));
@@ -316,6 +346,23 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(change.more_moved == 9);
     CHECK(change.unknown.empty());
 
+    REQUIRE(got.entries.size() == 1);
+    CHECK(got.entries[0].key == sample_evidence().key);
+    CHECK(got.entries[0].mono_ns == 81234567890);
+    const Evidence& found = *got.entries[0].evidence;
+    REQUIRE(found.route);
+    CHECK(found.route->type == "unicast");
+    CHECK(found.route->dev == "eth0");
+    CHECK(found.route->gateway == sample_evidence().evidence->route->gateway);
+    CHECK(found.route->table == 254);
+    CHECK(found.route->matched == "default");
+    CHECK(found.tailnet_peer == false);
+    CHECK(found.socket_waits == true);
+    REQUIRE(found.waiting);
+    CHECK(found.waiting->pid == 4242);
+    CHECK(found.waiting->comm == "dig\xef\xbf\xbd");
+    CHECK(found.sysctls == sample_evidence().evidence->sysctls);
+
     REQUIRE(got.causes.size() == 2);
     CHECK(got.causes[0].packets == 1);
     CHECK(got.causes[1].packets == 2);
@@ -380,9 +427,9 @@ TEST_CASE("recording: other files are refused with one sentence") {
     CHECK(error_of("{\"type\": \"start\"}").find("is not a tsdroptrace recording") != std::string::npos);
 
     Header header;
-    header.version = 4;
+    header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 4, this one reads 3): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 6, this one reads 5): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};

@@ -725,6 +725,7 @@ TEST_CASE("resolve_rule: an nf_tables policy is its chain and nothing else", "[r
     CHECK_FALSE(rule->stale);
     CHECK(rule->verdict == "drop");
     CHECK(text_of(rule->path) == "FORWARD");
+    CHECK(rule->jumps == std::vector<std::string>{"ts-forward"});
 
     // Only base chains have policies.
     rule =
@@ -866,6 +867,7 @@ TEST_CASE("resolve_rule: a legacy policy, and a legacy reject", "[resolve_rule]"
     CHECK_FALSE(rule->text);
     CHECK_FALSE(rule->stale);
     CHECK(text_of(rule->path) == "FORWARD");
+    CHECK(rule->jumps == std::vector<std::string>{"ts-forward"});
     rule = Resolver(source).resolve(legacy_cause(456, hook_input, "INPUT", 0, TSDT_SOURCE_LEGACY_POLICY), drop_with());
     CHECK(rule->stale);
 

@@ -5,6 +5,8 @@
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
+//   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
+//                                                     times with a second in between
 //
 // The first two say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
@@ -17,6 +19,8 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <pty.h>
 #include <sys/socket.h>
 
 #include <bpf/bpf.h>
@@ -27,6 +31,7 @@
 #include <linux/netfilter/nfnetlink_queue.h>
 #include <linux/netlink.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 namespace {
@@ -180,6 +185,42 @@ void forget_connections() {
         fail("conntrack");
 }
 
+// Prints what the program shows, and returns its exit code.
+int on_terminal(int interrupts, char** program) {
+    int terminal = -1;
+    const pid_t pid = forkpty(&terminal, nullptr, nullptr, nullptr);
+    if (pid < 0)
+        fail("forkpty");
+    if (pid == 0) {
+        execvp(program[0], program);
+        fail(program[0]);
+    }
+    std::string shown;
+    bool pause = false;
+    for (;;) {
+        pollfd ready{terminal, POLLIN, 0};
+        const bool due = interrupts > 0 && shown.find("ready") != std::string::npos;
+        if (poll(&ready, 1, due && pause ? 1000 : due ? 0 : -1) == 0) {
+            if (write(terminal, "\x03", 1) != 1)
+                fail("write");
+            --interrupts;
+            pause = true;
+            continue;
+        }
+        char buffer[4096];
+        const ssize_t size = read(terminal, buffer, sizeof(buffer));
+        if (size <= 0) // EIO: nobody has it open any more
+            break;
+        shown.append(buffer, static_cast<std::size_t>(size));
+        std::fwrite(buffer, 1, static_cast<std::size_t>(size), stdout);
+        std::fflush(stdout);
+    }
+    int status = 0;
+    if (waitpid(pid, &status, 0) != pid)
+        fail("waitpid");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -194,6 +235,8 @@ int main(int count, char** arguments) {
         forget_connections();
         return 0;
     }
+    if (what == "terminal" && count >= 4)
+        return on_terminal(number(2), arguments + 3);
     if (what == "ipvs" && count == 4) {
         add_ipvs_service(arguments[2], static_cast<std::uint16_t>(number(3)));
         return 0;

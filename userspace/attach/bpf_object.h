@@ -51,6 +51,8 @@ public:
         set_constant(name, &value, sizeof(value));
     }
 
+    void set_constant(std::string_view name, const void* value, std::size_t size) const;
+
     // The kernel's copy of a variable, from load() on and for as long as this lives; nullptr where there is none. One
     // of another size is a programming error.
     template <typename T>
@@ -65,7 +67,6 @@ public:
     KernelTypes::Names types() const;
 
 private:
-    void set_constant(std::string_view name, const void* value, std::size_t size) const;
     void* variable(std::string_view name, std::size_t size) const;
 
     ObjectKind kind_ = ObjectKind::fentry;

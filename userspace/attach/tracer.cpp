@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
@@ -159,6 +160,10 @@ bool rules_may_queue(const KernelTypes& types) {
     return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
 }
 
+// What bpf/seen.h needs to read a header with one load.
+constexpr const char* rdonly_cast = "bpf_rdonly_cast";
+constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
+
 // How many functions may be traced so in one run.
 constexpr std::size_t max_late_functions = 48;
 
@@ -223,6 +228,7 @@ struct Tracer::State {
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
         std::uint32_t* matches_traced = nullptr;
         std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
+        std::uint64_t* unseen = nullptr;
         std::uint32_t* bridge_targets_traced = nullptr;
         std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: with kprobes
     };
@@ -282,6 +288,8 @@ struct Tracer::State {
     bool is_there(std::string_view function) const;
     bool choose_functions(const BpfObject& object) const;
     void set_constants(const BpfObject& object, std::uint32_t instance);
+    void set_seen_constants(const BpfObject& object) const;
+    void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
     void keep_counts(const BpfObject& object);
@@ -387,6 +395,7 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.expressions_traced, "expressions_traced");
     keep(counts.matches_traced, "matches_traced");
     keep(counts.queue_handler_absent, "queue_handler_absent");
+    keep(counts.unseen, "unseen");
     keep(counts.bridge_targets_traced, "bridge_targets_traced");
     keep(counts.stood_in, "stood_in");
 }
@@ -572,6 +581,30 @@ void Tracer::State::set_sizes(const BpfObject& object) const {
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
 }
 
+// By the first 16 bits of an address, as they lie in memory: whether a range may hold it.
+void Tracer::State::set_first_bits(const BpfObject& object, const char* name, IpFamily family) const {
+    std::vector<std::uint8_t> bits(1 << 16, filter.all);
+    for (const Cidr& range : filter.ranges) {
+        if (range.family != family)
+            continue;
+        const unsigned base = static_cast<unsigned>(range.network[0] << 8 | range.network[1]);
+        const unsigned count = range.prefix >= 16 ? 1 : 1u << (16 - range.prefix);
+        for (unsigned value = base; value < base + count; ++value)
+            bits[htons(static_cast<std::uint16_t>(value))] = 1;
+    }
+    object.set_constant(name, bits.data(), bits.size());
+}
+
+void Tracer::State::set_seen_constants(const BpfObject& object) const {
+    set_first_bits(object, "first_bits4", IpFamily::ipv4);
+    set_first_bits(object, "first_bits6", IpFamily::ipv6);
+    if (on_kprobes())
+        return;
+    const bool may_cast = types_for_loading->function(rdonly_cast).has_value();
+    object.set_constant("iphdr_type", may_cast ? types_for_loading->vmlinux_type("iphdr") : 0);
+    object.set_constant("ipv6hdr_type", may_cast ? types_for_loading->vmlinux_type("ipv6hdr") : 0);
+}
+
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
     object.set_constant("instance", instance);
     object.set_constant("match_all", filter.all);
@@ -629,6 +662,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         return 0;
     const auto instance = static_cast<std::uint32_t>(objects.size());
     set_constants(object, instance);
+    const bool adds_seen = filter.seen && objects.empty();
+    object.set_autoload("on_net_dev_start_xmit", adds_seen);
+    object.set_autoload("on_netif_receive_skb", adds_seen);
+    if (adds_seen)
+        set_seen_constants(object);
     set_sizes(object);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
     constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
@@ -737,10 +775,13 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
+    types.insert(std::begin(header_types), std::end(header_types));
     if (state->kernel < KernelVersion{5, 17}) // may need kprobes: see below
         if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
             types.merge(kprobe.types());
-    state->types = std::make_unique<const KernelTypes>(fentry.functions(), types);
+    auto functions = fentry.functions();
+    functions.insert(rdonly_cast);
+    state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.
     if (!state->types->has_bpf_loop()) {
@@ -991,6 +1032,19 @@ Retired Tracer::retire_causes(std::uint64_t before_ns) {
     return retired;
 }
 
+std::optional<std::vector<tsdt_seen_count>> Tracer::seen() const {
+    if (!state_->filter.seen)
+        return std::nullopt;
+    std::vector<tsdt_seen_count> all;
+    const int map = state_->shared().fd("seen");
+    tsdt_seen_count count{};
+    for (int more = bpf_map_get_next_key(map, nullptr, &count.key); more == 0;
+         more = bpf_map_get_next_key(map, &count.key, &count.key))
+        if (bpf_map_lookup_elem(map, &count.key, &count.value) == 0)
+            all.push_back(count);
+    return all;
+}
+
 std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
     std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
     std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
@@ -1007,6 +1061,8 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
     for (std::size_t place = 0; place < by_place.size(); ++place)
         if (by_place[place])
             lost.emplace(decode::lost_place_name(place), by_place[place]);
+    if (const std::uint64_t unseen = __atomic_load_n(state_->counts.unseen, __ATOMIC_ACQUIRE))
+        lost.emplace("seen", unseen);
     // on_kfree_skb_again stands in for on_kfree_skb where it can.
     const std::uint64_t missed = state_->missed_before + state_->missed();
     const std::uint64_t* counted = state_->counts.stood_in;

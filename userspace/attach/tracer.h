@@ -37,6 +37,7 @@ struct Filter {
     std::vector<std::uint32_t> netns; // inodes
     std::vector<std::string> reasons; // names, with SKB_DROP_REASON_ or without, in whatever case
     bool rules_only = false;
+    bool seen = true; // count the packets that pass
 };
 
 struct FlowCount {
@@ -94,6 +95,8 @@ public:
     Retired retire_causes(std::uint64_t before_ns);
 
     std::vector<FlowCount> flows() const;
+    // Packets of the filter that passed a device; nothing where they are not counted.
+    std::optional<std::vector<tsdt_seen_count>> seen() const;
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
     lost_by_place() const; // by tsdt_lost: what the programs counted themselves

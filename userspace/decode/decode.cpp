@@ -343,6 +343,20 @@ std::string_view lost_place_name(std::size_t place) {
     return place < TSDT_LOST_MAX ? names[place] : "elsewhere";
 }
 
+Seen decode_seen(const std::vector<tsdt_seen_count>& counts, const Machine& machine) {
+    Seen seen;
+    for (const auto& [key, count] : counts) {
+        SeenWay& way = key.way == TSDT_SEEN_SENT ? seen.sent : seen.received;
+        const auto first = static_cast<std::int64_t>(count.first_ns) + machine.realtime_minus_mono_ns;
+        const auto last = static_cast<std::int64_t>(count.last_ns) + machine.realtime_minus_mono_ns;
+        way.packets += count.packets;
+        way.by_dev[std::string(text(key.dev))] += count.packets;
+        way.first_ns = way.first_ns ? std::min(*way.first_ns, first) : first;
+        way.last_ns = way.last_ns ? std::max(*way.last_ns, last) : last;
+    }
+    return seen;
+}
+
 Netns decode_netns(std::uint32_t inode, const Machine& machine) {
     Netns netns;
     netns.inode = inode;
@@ -398,6 +412,15 @@ Changer decode_changer(const tsdt_ruleset_change& record) {
     }
     changer.changes = 1;
     return changer;
+}
+
+Result<tsdt_seen_count> read_seen(std::span<const std::byte> bytes) {
+    constexpr std::string_view name = "count of packets that pass";
+    auto count = copy<tsdt_seen_count>(bytes, name);
+    if (count && count->key.way > TSDT_SEEN_RECEIVED) {
+        return inconsistent(name, "its way", count->key.way);
+    }
+    return count;
 }
 
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes) {

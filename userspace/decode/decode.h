@@ -62,6 +62,7 @@ Changer decode_changer(const tsdt_ruleset_change& record);
 
 // One value of the map `causes`. As read_drop.
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
+Result<tsdt_seen_count> read_seen(std::span<const std::byte> bytes);
 
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
@@ -83,6 +84,9 @@ struct Suspects {
 
 // nullopt for a cause of which more is known, or for which the kernel could not list them.
 std::optional<Suspects> suspects(const tsdt_cause& cause);
+// The counts of packets that pass, of all namespaces that are in them, by the devices' names.
+Seen decode_seen(const std::vector<tsdt_seen_count>& counts, const Machine& machine);
+
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

@@ -226,6 +226,27 @@ std::string owner_line(const Owner& owner) {
     return out;
 }
 
+std::string routing_table(std::uint32_t number) {
+    constexpr std::array<std::pair<std::uint32_t, std::string_view>, 3> names{
+        {{253, "default"}, {254, "main"}, {255, "local"}}};
+    const auto named = std::ranges::find(names, number, &std::pair<std::uint32_t, std::string_view>::first);
+    return named != names.end() ? std::string(named->second) : std::to_string(number);
+}
+
+// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known.
+std::string route_line(const Drop& drop) {
+    if (!drop.evidence || !drop.evidence->route)
+        return {};
+    const Route& route = *drop.evidence->route;
+    std::string out = fmt::format("to {}: ", peer(drop).text());
+    if (route.type == "none")
+        return out + "none, or an ip rule that says unreachable";
+    out += route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
+    if (route.gateway)
+        out += " via " + route.gateway->text();
+    return route.table != 0 ? fmt::format("{} (table {})", out, routing_table(route.table)) : out;
+}
+
 std::string process_name(const Process& process) {
     return fmt::format("{}[{}]", printable(process.comm), process.pid);
 }
@@ -323,6 +344,7 @@ void entry(Page& page, const Drop& drop) {
         page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
         page.field("owner", owner_line(*drop.owner) + (is_inferred(drop) ? " (of the inferred rule)" : ""));
+    page.field("route", route_line(drop));
     if (!drop.netns.initial)
         page.field("netns", netns_name(drop.netns));
     if (drop.process)
@@ -337,6 +359,8 @@ void entry(Page& page, const Drop& drop) {
             page.whole(label + fmt::format("{:<3}", ++n), paint(printable(fix.action), Paint::strong, page.color()));
             page.paragraph("", "risk: " + printable(fix.risk), label_width + 3);
         }
+        if (!drop.explanation->reference.empty())
+            page.whole(paint("  see     ", Paint::label, page.color()), printable(drop.explanation->reference));
     }
     page.blank();
 }
@@ -355,7 +379,7 @@ struct LostWords {
     std::string_view where, text; // "37 " + text
 };
 
-constexpr std::array<LostWords, 8> lost_words{{
+constexpr std::array<LostWords, 9> lost_words{{
     {"ring", "drops were counted but not shown: the ring buffer was full"},
     {"unread", "drops were counted but not shown: tracing ended before they were read"},
     {"recursion", "times a packet was freed while this program was at work on the same CPU: not counted"},
@@ -363,6 +387,7 @@ constexpr std::array<LostWords, 8> lost_words{{
     {"resolver", "drops were shown without their rule: the look-up was too slow"},
     {"file", "JSON lines could not be written"},
     {"causes", "drops are in no count: the kernel's table of causes was full"},
+    {"seen", "packets that passed are in no count: they passed too many devices"},
     {"flows", "drops were counted without their flow: the kernel's table of flows was full"},
 }};
 
@@ -427,6 +452,61 @@ void cause_lines(Page& page, const Cause& cause) {
         page.paragraph("", fmt::format("{} in other flows", rest), head.size());
 }
 
+// "eth0", or "eth0 (10) and wlan0 (2)"
+std::string devices(const SeenWay& way) {
+    std::vector<std::pair<std::string, std::uint64_t>> all(way.by_dev.begin(), way.by_dev.end());
+    std::ranges::stable_sort(all, std::ranges::greater{}, [](const auto& one) { return one.second; });
+    constexpr std::size_t shown = 3;
+    std::string out;
+    for (std::size_t i = 0; i < std::min(all.size(), shown); ++i) {
+        out += i == 0 ? "" : i + 1 == all.size() ? " and " : ", ";
+        out += printable(all[i].first);
+        if (all.size() > 1)
+            out += fmt::format(" ({})", all[i].second);
+    }
+    return all.size() > shown ? out + fmt::format(" and {} more devices", all.size() - shown) : out;
+}
+
+// How many of the packets that came from the range were dropped on their way in; nothing where causes hold packets both
+// ways, or such as were dropped on their way out.
+std::optional<std::uint64_t> dropped_on_the_way_in(const Summary& summary) {
+    std::uint64_t packets = 0;
+    for (const Cause& cause : summary.causes) {
+        const auto& hook = cause.example.site.hook;
+        const bool in = cause.example.packet.received &&
+                        (!hook || *hook == Hook::ingress || *hook == Hook::prerouting || *hook == Hook::input);
+        if (!in || cause.example.packet.direction != Direction::from || !cause.example.netns.initial)
+            return std::nullopt;
+        packets += cause.packets;
+    }
+    return packets;
+}
+
+// Where the packets got to: what left, what came in, and what became of that.
+std::string seen_sentence(const Summary& summary) {
+    const SeenWay &sent = summary.seen->sent, &received = summary.seen->received;
+    std::string out = sent.packets
+                          ? fmt::format("{} to there left by {}", counted(sent.packets, "packet"), devices(sent))
+                          : "no packet to there left this machine";
+    if (received.packets) {
+        out += fmt::format("; {} from there arrived on {}", counted(received.packets, "packet"), devices(received));
+        const auto dropped = dropped_on_the_way_in(summary);
+        if (summary.causes.empty())
+            out += ", and none was dropped here";
+        else if (dropped && *dropped >= received.packets)
+            out += received.packets == 1 ? ", and it was dropped here" : ", and all of them were dropped here";
+        else if (dropped)
+            out += fmt::format(", and {} of them {} dropped here", *dropped, *dropped == 1 ? "was" : "were");
+    } else if (sent.packets) {
+        out += "; none from there ever reached this machine";
+        if (summary.causes.empty())
+            out += ": the loss is not here";
+    } else {
+        out += ", and none from there arrived";
+    }
+    return out;
+}
+
 void total_lines(Page& page, const Summary& summary, const std::string& filter) {
     const std::string span = duration_text(summary.until_ns - summary.since_ns);
     const std::string clock =
@@ -436,13 +516,18 @@ void total_lines(Page& page, const Summary& summary, const std::string& filter) 
                        fmt::format("nothing{} was dropped here in {}, {} (filter: {})",
                                    summary.hidden.empty() ? "" : " but noise", span, clock, printable(filter)),
                        0);
-        page.paragraph("",
-                       "If packets are still missing: they may never have come, may have left by another device "
-                       "(ip route get ADDRESS shows which), or may have gone into a tunnel, where its program can "
-                       "drop them unseen (for Tailscale: tailscale metrics print).",
-                       2);
+        if (summary.seen)
+            page.paragraph("", seen_sentence(summary), 2);
+        else
+            page.paragraph("",
+                           "If packets are still missing: they may never have come, may have left by another device "
+                           "(ip route get ADDRESS shows which), or may have gone into a tunnel, where its program can "
+                           "drop them unseen (for Tailscale: tailscale metrics print).",
+                           2);
     } else {
         page.paragraph("", fmt::format("{} dropped in {}, {}", summary.packets(), span, clock), 0);
+        if (summary.seen)
+            page.paragraph("", seen_sentence(summary), 2);
     }
 }
 
@@ -529,6 +614,13 @@ Status TextOutput::ruleset(const RulesetChange& change) {
         page.paragraph(fmt::format("  {} ", line.sign), line.text, 4, Paint::strong);
     if (more != 0)
         page.paragraph("  ", fmt::format("and {} more", more), 4);
+    return print(page.take());
+}
+
+Status TextOutput::check(const CheckVerdict& verdict, std::int64_t) {
+    Page page(options_);
+    page.paragraph("", printable(verdict.text), 0, verdict.reached == Reached::yes ? Paint::strong : Paint::alarm);
+    page.blank();
     return print(page.take());
 }
 

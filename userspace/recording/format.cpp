@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -112,6 +113,7 @@ void describe(auto& archive, T& start) {
     archive("host", start.host);
     archive("filter", start.filter);
     archive("capabilities", start.capabilities);
+    archive("counts_seen", start.counts_seen);
 }
 
 template <Is<Process> T>
@@ -168,6 +170,44 @@ void describe(auto& archive, T& change) {
     archive("more_removed", change.more_removed);
     archive("more_moved", change.more_moved);
     archive("unknown", change.unknown);
+}
+
+template <Is<Route> T>
+void describe(auto& archive, T& route) {
+    archive("type", route.type);
+    archive("dev", route.dev);
+    archive("gateway", route.gateway);
+    archive("table", route.table);
+    archive("matched", route.matched);
+}
+
+template <Is<Evidence> T>
+void describe(auto& archive, T& evidence) {
+    archive("route", evidence.route);
+    archive("tailnet_peer", evidence.tailnet_peer);
+    archive("socket_waits", evidence.socket_waits);
+    archive("waiting", evidence.waiting);
+    archive("sysctls", evidence.sysctls);
+}
+
+template <Is<evidence::Key> T>
+void describe(auto& archive, T& key) {
+    archive("cause", key.cause_id);
+    archive("far_end", key.far_end);
+    archive("near_end", key.near_end);
+    archive("mark", key.mark);
+    archive("in_dev", key.in_dev);
+    archive("out_dev", key.out_dev);
+    archive("proto", key.proto);
+    archive("far_port", key.far_port);
+    archive("near_port", key.near_port);
+}
+
+template <Is<evidence::Entry> T>
+void describe(auto& archive, T& entry) {
+    archive("key", entry.key);
+    archive("mono_ns", entry.mono_ns);
+    archive("evidence", entry.evidence);
 }
 
 template <Is<Meta> T>
@@ -240,6 +280,8 @@ public:
             close('}');
         }
     }
+    void write(const Address& address) { write(address.text()); }
+    void write(const std::shared_ptr<const Evidence>& evidence) { write(*evidence); }
     void write(const std::string& text) { out += json(text).dump(-1, ' ', false, json::error_handler_t::replace); }
     template <typename T>
     void write(const std::vector<T>& values) {
@@ -259,6 +301,17 @@ public:
     }
 
     std::string out;
+
+    void write(const std::map<std::string, std::string>& values) {
+        open('{');
+        for (const auto& [name, text] : values) {
+            separate();
+            write(name);
+            out += ':';
+            write(text);
+        }
+        close('}');
+    }
 
 private:
     void open(char bracket) {
@@ -345,6 +398,34 @@ public:
         text = in.get_ref<const std::string&>();
         return true;
     }
+    bool read(const json& in, Address& address) {
+        std::string text;
+        if (!read(in, text)) {
+            return false;
+        }
+        const bool ipv6 = text.find(':') != std::string::npos;
+        address.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
+        return inet_pton(ipv6 ? AF_INET6 : AF_INET, text.c_str(), address.bytes.data()) == 1;
+    }
+    bool read(const json& in, std::shared_ptr<const Evidence>& evidence) {
+        Evidence value;
+        if (!read(in, value)) {
+            return false;
+        }
+        evidence = std::make_shared<const Evidence>(std::move(value));
+        return true;
+    }
+    bool read(const json& in, std::map<std::string, std::string>& values) {
+        if (!in.is_object()) {
+            return false;
+        }
+        for (const auto& [name, value] : in.items()) {
+            if (!read(value, values[name])) {
+                return false;
+            }
+        }
+        return true;
+    }
     template <typename T>
     bool read(const json& in, std::vector<T>& values) {
         if (!in.is_array()) {
@@ -428,6 +509,14 @@ std::string to_json(const NetnsName& netns) {
 
 std::string to_json(const RulesetChange& change) {
     return save(change);
+}
+
+std::string to_json(const evidence::Entry& entry) {
+    return save(entry);
+}
+
+Result<evidence::Entry> evidence_from_json(std::string_view text) {
+    return load<evidence::Entry>(text, "evidence of a drop");
 }
 
 Result<RulesetChange> ruleset_from_json(std::string_view text) {

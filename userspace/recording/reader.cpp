@@ -76,11 +76,13 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::cause, sizeof(tsdt_cause), sizeof(tsdt_cause)},
     {FrameType::drop, sizeof(tsdt_drop), sizeof(tsdt_drop)},
     {FrameType::flow, sizeof(Flow), sizeof(Flow)},
+    {FrameType::seen, sizeof(tsdt_seen_count), sizeof(tsdt_seen_count)},
     {FrameType::lost, sizeof(LostCounts), sizeof(LostCounts)},
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
     {FrameType::look, 2, max_snapshot},
+    {FrameType::evidence, 2, max_evidence},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -180,6 +182,8 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         visitor_.flow(flow->key, flow->packets);
         return std::nullopt;
     }
+    case FrameType::seen:
+        return deliver(decode::read_seen(payload), [&](const tsdt_seen_count& count) { visitor_.seen(count); });
     case FrameType::lost:
         visitor_.lost(*copy<LostCounts>(payload));
         return std::nullopt;
@@ -190,6 +194,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
     case FrameType::look:
         return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
+    case FrameType::evidence:
+        return deliver(evidence_from_json(text(payload)),
+                       [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

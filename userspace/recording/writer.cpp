@@ -140,6 +140,10 @@ Status Writer::ruleset(const RulesetChange& change) {
     return append_json(FrameType::ruleset, to_json(change), max_snapshot, "a change of a ruleset");
 }
 
+Status Writer::evidence(const evidence::Entry& entry) {
+    return append_json(FrameType::evidence, to_json(entry), max_evidence, "the evidence of a drop");
+}
+
 Status Writer::snapshot(const resolve_rule::Snapshot& snapshot) {
     return append_json(FrameType::snapshot, to_json(snapshot), max_snapshot, "a ruleset");
 }
@@ -158,6 +162,10 @@ Status Writer::drop(const tsdt_drop& drop) {
 
 Status Writer::flow(const tsdt_flow_key& key, std::uint64_t packets) {
     return append(FrameType::flow, bytes_of(Flow{key, 0, packets}));
+}
+
+Status Writer::seen(const tsdt_seen_count& count) {
+    return append(FrameType::seen, bytes_of(count));
 }
 
 Status Writer::lost(const LostCounts& counts) {

@@ -33,9 +33,11 @@ public:
     Status look(const resolve_rule::Look&);
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
+    Status evidence(const evidence::Entry&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);
     Status flow(const tsdt_flow_key&, std::uint64_t packets);
+    Status seen(const tsdt_seen_count&);
     Status lost(const LostCounts&);
 
     // Writes out what waits in memory (64 KiB at most); call it every second or so.

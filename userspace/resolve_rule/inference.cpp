@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <linux/netfilter.h>
 
+#include "resolve_rule/resolve_rule.h"
 #include "resolve_rule/rule_match.h"
 #include "util/text.h"
 
@@ -528,6 +529,7 @@ Answer Inference::told(const Question& question, const Candidate& candidate, con
         beside_silent ? "; there are some without a counter" : "");
     if (candidate.is_policy()) {
         rule->path = {{rule->chain, std::nullopt, std::nullopt}};
+        rule->jumps = jumps_of(*chain.chain, *chain.table);
         return {std::move(rule), true, ""};
     }
     const SnapshotRule& found = chain.chain->rules[entry.rule];

@@ -9,6 +9,7 @@
 #include <linux/netfilter.h>
 
 #include "resolve_rule/legacy_path.h"
+#include "resolve_rule/rule_words.h"
 
 namespace tsdroptrace::resolve_rule {
 namespace {
@@ -141,6 +142,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
     if (policy) {
         if (!chain->hook)
             return Match::absent;
+        rule.jumps = jumps_of(*chain, *table);
     } else {
         auto at = std::find_if(chain->rules.begin(), chain->rules.end(),
                                [&](const SnapshotRule& candidate) { return candidate.handle == last.handle; });
@@ -184,6 +186,7 @@ Match fill_in_legacy_policy(Rule& rule, const tsdt_cause& cause, const SnapshotT
             return Match::absent;
         rule.chain = chain.name;
         rule.path = {{chain.name, std::nullopt, std::nullopt}};
+        rule.jumps = jumps_of(chain, table);
         return Match::found;
     }
     return Match::absent;
@@ -280,6 +283,18 @@ std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family, std:
 }
 
 } // namespace
+
+std::vector<std::string> jumps_of(const SnapshotChain& from, const SnapshotTable& table) {
+    std::vector<std::string> out;
+    for (const SnapshotRule& rule : from.rules) {
+        const bool iptables = rule.text.starts_with("-A ");
+        const std::string name = iptables ? iptables_jump(rule.text) : nft_jump(rule.text);
+        const bool is_chain = std::ranges::any_of(table.chains, [&](const auto& chain) { return chain.name == name; });
+        if (is_chain && std::ranges::find(out, name) == out.end())
+            out.push_back(name);
+    }
+    return out;
+}
 
 std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause) {
     auto family = rule_family(cause.family);

@@ -128,6 +128,19 @@ std::string iptables_verdict(std::string_view rule) {
     return target->is_goto ? "goto" : "";
 }
 
+std::string nft_jump(std::string_view rule) {
+    const Words words = outermost(split_rule(rule, false));
+    for (std::size_t i = 0; i + 1 < words.size(); i++)
+        if (words[i] == "jump" || words[i] == "goto")
+            return std::string(words[i + 1]);
+    return "";
+}
+
+std::string iptables_jump(std::string_view rule) {
+    const auto target = iptables_target(split_rule(rule, true));
+    return target ? std::string(target->name) : "";
+}
+
 bool says_the_same(std::string_view iptables_rule, std::string_view nft_rule) {
     if ((iptables_verdict(iptables_rule) == "drop") != (nft_verdict(nft_rule) == "drop"))
         return false;

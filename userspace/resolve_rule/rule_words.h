@@ -18,6 +18,11 @@ std::string nft_verdict(std::string_view rule);
 // The same of an "-A chain ..." line of iptables-save.
 std::string iptables_verdict(std::string_view rule);
 
+// The chain, or iptables' extension, that the rule hands the packet to: after jump, goto, -j or -g. Empty when there is
+// none, or several in a verdict map.
+std::string nft_jump(std::string_view rule);
+std::string iptables_jump(std::string_view rule);
+
 // Whether an iptables line can stand for an nft line of the same rule. iptables-nft (1.8.9, say) prints rules
 // that nft made with sets, maps or address ranges as if those were not there: `iifname { "a", "b" } drop`
 // becomes `-j DROP`. Such a line is worse than none.

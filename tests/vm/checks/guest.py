@@ -100,9 +100,9 @@ def check_lines(group, run, validator):
 
 
 def check_terminal(group, run):
-    """80 columns, but for commands, which are not broken in two; the summary at the end."""
+    """80 columns, but for commands and addresses, which are not broken in two; the summary at the end."""
     for line in run.out.splitlines():
-        command = re.match(r"(  fix     |          )\d  ", line)
-        group.true(command or len(line) <= 80, f"{run.name}: a line of more than 80 columns", line)
+        whole = re.match(r"(  fix     |          )\d  |  see     ", line)
+        group.true(whole or len(line) <= 80, f"{run.name}: a line of more than 80 columns", line)
     group.true(re.search(r"^(\d+|nothing|nothing but noise was) (was )?dropped ", run.out, re.M),
                f"{run.name}: the summary is on the terminal", run.out[-300:])

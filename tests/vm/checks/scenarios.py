@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
-from . import differential, hooks, inferred
+from . import differential, evidence, hooks, inferred
 from .guest import Run, check_lines, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -106,6 +106,7 @@ def incident(group, guest, validator, backend):
                 "explanation": explained}, f"{ip} drop")
             if family == "ip":
                 group.equal(drop["explanation"]["id"], "tailscale-cgnat", "explanation.id")
+                group.equal(drop["explanation"]["reference"], "tailscale/tailscale#21249", "explanation.reference")
         causes = [c for c in run.final["causes"] if c["rule"] and c["rule"]["family"] == family]
         if group.equal(len(causes), 1, f"{ip}: causes in the summary"):
             group.fields(causes[0], {
@@ -591,6 +592,57 @@ def _json_of(guest, name):
     return None if path.exists() else guest.text(f"options/{name}.out")
 
 
+# ---- a command that is traced while it runs ----
+
+def command(group, guest, validator):
+    incident, aftermath, killed, duration, terminated, once, twice, missing, no_program = runs = [
+        guest.run("command", name) for name in ("incident", "aftermath", "killed", "duration", "terminated", "once",
+                                                "twice", "missing", "not-a-program")]
+    codes = [9, 5, 128 + 9, 4, 7, 6, 128 + 9, 127, 126]
+    for run, code in zip(runs, codes):
+        check_lines(group, run, validator)
+        group.equal(run.exit, code, f"{run.name}: exit code")
+    ports = lambda run: [d["packet"]["dport"] for d in run.drops]  # noqa: E731
+
+    before, after = (rulesets(guest, "command", when, "legacy") for when in ("before", "after"))
+    dropped = lambda chain, number: (after.chains["ip", "filter", chain].rules[number - 1].packets  # noqa: E731
+                                     - before.chains["ip", "filter", chain].rules[number - 1].packets)
+    inputs = range(1, len(after.chains["ip", "filter", "ts-input"].rules) + 1)
+    moved = [n for n in inputs if dropped("ts-input", n) and "DROP" in after.chains["ip", "filter", "ts-input"].rules[n - 1].text]
+    group.equal([(n, dropped("ts-input", n)) for n in moved], [(moved[0] if moved else 0, 1)],
+                "the rule's own counter: one answer to dig was dropped")
+    group.equal(ports(incident), [41873], "the answer to the command's first packet is shown")
+    for drop in incident.drops:
+        group.fields(drop, {"packet": {"src": DNS4, "sport": 53, "dst": VM4},
+                            "rule": {"chain": "ts-input", "number": moved[0] if moved else None}}, "incident drop")
+    group.true("user 65534 / nobody\n" in incident.out, "--user nobody: who runs it, and its environment", incident.out)
+    group.equal(re.findall(r"^(Cap\w+|NoNewPrivs):\t0+$", incident.out, re.M), ["CapPrm", "CapEff", "NoNewPrivs"],
+                "the command has no capabilities, and may gain them as ever (set-user-ID)")
+    output = [incident.out.find(text) for text in ("tracing ", "user 65534", "timed out", "1 dropped in ")]
+    group.true(-1 not in output and output == sorted(output), "start line, what the command writes, summary", incident.out)
+
+    json_run = guest.run("command", "json", guest.text("command/json.out"))
+    check_lines(group, json_run, validator)
+    group.equal((json_run.exit, json_run.err.splitlines()), (3, ["65534"]),
+                "--json: the command, run by who called sudo, writes to standard error")
+    stranger = guest.run("command", "stranger", "")
+    group.equal((stranger.exit, stranger.out), (2, ""), "a SUDO_UID that nobody has")
+    group.true("SUDO_UID=12345" in stranger.err and "--user" in stranger.err, "it says so", stranger.err)
+
+    group.equal(ports(aftermath), [7602], "a packet that is dropped after the command has ended")
+    group.equal((ports(duration), dropped("OUTPUT", 1)), ([], 1), "--duration: dropped when tracing had ended")
+    lasted = seconds(duration.final["until"]) - seconds(duration.final["since"])
+    group.true(lasted < 2, "--duration: the summary does not wait for the command", f"{lasted:.1f} s")
+    group.true("at last" in terminated.out, "SIGTERM: the command ends as it likes", terminated.out)
+    group.true("cleaning up" in once.out, "^C: the command ends as it likes", once.out)
+    group.equal((ports(once), dropped("OUTPUT", 2)), ([7602], 2), "^C: what it does then is traced")
+    lasted = seconds(twice.final["until"]) - seconds(twice.final["since"])
+    group.true(lasted < 30, "^C, twice: ends all", f"{lasted:.1f} s")
+    for run, says in ((missing, "no-such-program: No such file"), (no_program, "/etc/passwd: Permission denied")):
+        group.equal(len(run.err.splitlines()), 1, f"{run.name}: lines on standard error ({run.err!r})")
+        group.true(says in run.err, f"{run.name}: says {says!r}", run.err)
+
+
 # ---- what is wrong outside ----
 
 def bad_input(group, guest, validator):
@@ -884,11 +936,11 @@ def all_checks(report, guest, validator, program):
     kernel = guest.kernel
     # What 5.10 is forbidden there are fentry programs, of which it has none. 7.2 has no ebtables.
     infers, has_ebtables = not guest.old, "ebtables" in guest.text("legacy-bridge/modules")
-    wanted = ["late-modules", "various", "options", "filters", "bad-input", "flood"]
+    wanted = ["late-modules", "various", "options", "command", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
-    wanted += hooks.SCENARIOS + (inferred.SCENARIOS if infers else [])
+    wanted += ["evidence", *hooks.SCENARIOS] + (inferred.SCENARIOS if infers else [])
 
     def ran(group):
         for name in wanted:
@@ -914,12 +966,15 @@ def all_checks(report, guest, validator, program):
     run("random rules of two backends at once", differential.random_rules, guest, validator, "mixed")
     run("recordings that are none", recordings_refused, guest, program)
     run("drops without a rule", kernel_drops, guest, validator)
+    run("what the machine itself says", evidence.check, guest, validator)
+    run("replay of what the machine said", replay, guest, validator, program, "evidence")
     run("rules that change", changes, guest)
     for kind in ("legacy", "nft"):
         run(f"who changes rulesets, {kind}", ruleset, guest, validator, kind)
         run(f"replay of changed rulesets, {kind}", replay, guest, validator, program, f"ruleset-{kind}")
     run("changes of rulesets that overlap", ruleset_overlap, guest, validator)
     run("options", options, guest, validator)
+    run("a command that is traced", command, guest, validator)
     run("filters", filters, guest, validator)
     run("filtered packets", filtered_packets, guest)
     run("replay of a run with filters", replay, guest, validator, program, "filters")
