@@ -643,6 +643,48 @@ def command(group, guest, validator):
         group.true(says in run.err, f"{run.name}: says {says!r}", run.err)
 
 
+# ---- tsdroptrace check ----
+
+def check(group, guest, validator):
+    run = lambda name: guest.run("check", name)  # noqa: E731
+    # name -> exit code, verdict, what the sentence says, packets sent and received, and by how many devices
+    cases = {"dns": (10, "dropped_here", "dropped here by ts-input, rule", 3, 3),
+             "silent": (11, "lost_elsewhere", "none came back: the loss is not on this machine", 3, 0),
+             "routeless": (10, "dropped_here", "could not send", 0, 0),
+             "echo": (0, "reachable", "it answered", 1, 1),
+             "open": (0, "reachable", "it answered", 1, 1),
+             "refused": (0, "reachable", "answered with a reset", 1, 1),
+             "output": (10, "dropped_here", "dropped here by OUTPUT, rule 1", 0, 0)}
+    for name, (code, verdict, says, sent, received) in cases.items():
+        one = run(name)
+        check_lines(group, one, validator)
+        group.equal(one.exit, code, f"{name}: exit code")
+        lines = one.of_type("check")
+        group.equal([line["verdict"] for line in lines], [verdict], f"{name}: verdict")
+        group.true(lines and says in lines[0]["text"], f"{name}: says {says!r}", lines)
+        group.true(lines and one.lines.index(lines[0]) == len(one.lines) - 2, f"{name}: before the last summary")
+        flat = " ".join(one.out.split())
+        group.true(lines and lines[0]["text"] in flat, f"{name}: the same on the terminal", one.out)
+        seen = one.final["seen"]
+        devices = lambda count: {"eth0": count} if count else {}  # noqa: E731
+        group.equal((seen["sent"]["packets"], seen["sent"]["by_dev"]), (sent, devices(sent)), f"{name}: packets that left")
+        group.equal((seen["received"]["packets"], seen["received"]["by_dev"]), (received, devices(received)),
+                    f"{name}: packets that came in")
+        started, ended = seconds(one.lines[0]["time"]), seconds(one.final["time"])
+        group.true(ended - started < 3, f"{name}: the verdict comes within 3 s", f"{ended - started:.1f} s")
+    before, after = (rulesets(guest, "check", when, "legacy") for when in ("before", "after"))
+    moved = [(n, b.packets - a.packets) for n, (a, b) in
+             enumerate(zip(before.chains["ip", "filter", "ts-input"].rules,
+                           after.chains["ip", "filter", "ts-input"].rules), 1) if b.packets != a.packets]
+    drops = [(d["rule"]["number"], d["packet"]["src"]) for d in run("dns").drops]
+    group.equal(drops, [(number, DNS4) for number, count in moved for _ in range(count)],
+                "the rule's own counter, and what is shown")
+    group.true("3 packets from there arrived on eth0, and all of them were dropped here" in " ".join(run("dns").out.split()),
+               "the summary says where the packets got to", run("dns").out)
+    group.true("none from there ever reached this machine: the loss is not here" in " ".join(run("silent").out.split()),
+               "and where they did not", run("silent").out)
+
+
 # ---- what is wrong outside ----
 
 def bad_input(group, guest, validator):
@@ -936,7 +978,7 @@ def all_checks(report, guest, validator, program):
     kernel = guest.kernel
     # What 5.10 is forbidden there are fentry programs, of which it has none. 7.2 has no ebtables.
     infers, has_ebtables = not guest.old, "ebtables" in guest.text("legacy-bridge/modules")
-    wanted = ["late-modules", "various", "options", "command", "filters", "bad-input", "flood"]
+    wanted = ["late-modules", "various", "options", "command", "check", "filters", "bad-input", "flood"]
     wanted += [f"{kind}-{backend}" for backend in BACKENDS for kind in ("incident", "exact")]
     wanted += [f"oracle-{backend}" for backend in (*BACKENDS, "mixed")]
     wanted += ["preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap"]
@@ -975,6 +1017,7 @@ def all_checks(report, guest, validator, program):
     run("changes of rulesets that overlap", ruleset_overlap, guest, validator)
     run("options", options, guest, validator)
     run("a command that is traced", command, guest, validator)
+    run("tsdroptrace check", check, guest, validator)
     run("filters", filters, guest, validator)
     run("filtered packets", filtered_packets, guest)
     run("replay of a run with filters", replay, guest, validator, program, "filters")
