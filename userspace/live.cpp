@@ -447,13 +447,14 @@ KernelCounts kernel_counts(std::vector<tsdt_cause> causes, const std::vector<att
     KernelCounts counts{std::move(causes), {}, std::move(lost)};
     for (const attach::FlowCount& flow : flows)
         counts.flows.emplace_back(flow.key, flow.packets);
-    counts.seen = tracer_->seen();
     return counts;
 }
 
 KernelCounts LiveRun::counts() const {
     auto causes = tracer_->causes(); // before the flows: see Aggregator
-    return kernel_counts(std::move(causes), tracer_->flows(), tracer_->lost());
+    KernelCounts counts = kernel_counts(std::move(causes), tracer_->flows(), tracer_->lost());
+    counts.seen = tracer_->seen();
+    return counts;
 }
 
 void LiveRun::record(const KernelCounts& last) {

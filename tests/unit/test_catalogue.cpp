@@ -245,6 +245,9 @@ void spoil(Drop& drop, const Condition& c) {
     case Field::text:
         edit_rule(drop, [&](Rule& rule) { rule.text = c.negated ? example(value) : "another"; });
         break;
+    case Field::verdict:
+        edit_rule(drop, [](Rule& rule) { rule.verdict = "another"; });
+        break;
     case Field::source:
         drop.packet.src = address("203.0.113.1");
         break;
