@@ -233,18 +233,22 @@ std::string routing_table(std::uint32_t number) {
     return named != names.end() ? std::string(named->second) : std::to_string(number);
 }
 
-// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known.
+// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known, or where the explanation says the
+// same.
 std::string route_line(const Drop& drop) {
     if (!drop.evidence || !drop.evidence->route)
         return {};
     const Route& route = *drop.evidence->route;
-    std::string out = fmt::format("to {}: ", peer(drop).text());
+    const std::string to = fmt::format("to {}: ", peer(drop).text());
     if (route.type == "none")
-        return out + "none, or an ip rule that says unreachable";
-    out += route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
+        return to + "none, or an ip rule that says unreachable";
+    std::string out = route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
     if (route.gateway)
         out += " via " + route.gateway->text();
-    return route.table != 0 ? fmt::format("{} (table {})", out, routing_table(route.table)) : out;
+    if (route.table != 0)
+        out += fmt::format(" (table {})", routing_table(route.table));
+    const bool is_said = drop.explanation && drop.explanation->summary.find(out) != std::string::npos;
+    return is_said ? "" : to + out;
 }
 
 std::string process_name(const Process& process) {
