@@ -36,26 +36,6 @@ struct {
 
 __u64 unseen; // packets that found no room in `seen`
 
-#define READ_BY_CALL(pointer)                                                     \
-	({                                                                        \
-		u16 bits__ = 0;                                                   \
-		bpf_probe_read_kernel(&bits__, sizeof(bits__), (void *)(pointer)); \
-		bits__;                                                           \
-	})
-#ifdef TSDT_KPROBES
-#define FIRST_BITS(type, header, field) READ_BY_CALL((header) + __builtin_offsetof(struct type, field))
-#else
-// Types of the kernel by their number in its BTF; 0: a pointer may not be given a type here, which kernels allow from 6.2
-// (a35b9af4ec2c). Then it is one load, before it is a call.
-const volatile __u32 iphdr_type, ipv6hdr_type;
-
-extern void *bpf_rdonly_cast(void *pointer, __u32 type) __ksym __weak;
-
-#define FIRST_BITS(type, header, field)                                                                              \
-	(type##_type ? *(u16 *)&((struct type *)bpf_rdonly_cast((void *)(header), type##_type))->field : \
-		       READ_BY_CALL((header) + __builtin_offsetof(struct type, field)))
-#endif
-
 static __always_inline bool was_sent_before(struct sk_buff *skb)
 {
 	u64 address = (u64)skb;
@@ -77,8 +57,9 @@ __noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
 	struct tsdt_headers headers = {};
 	struct tsdt_seen_key key = {.way = way};
 	struct tsdt_seen *counted, first = {};
+	u16 protocol = BPF_CORE_READ(skb, protocol);
 
-	if (!is_active())
+	if (!is_active() || (protocol != bpf_htons(ETH_P_IP) && protocol != bpf_htons(ETH_P_IPV6)))
 		return 0;
 	read_headers(&headers, &window);
 	if (!(ways_of(&headers, headers.proto) & (way == TSDT_SEEN_SENT ? GOES_TO : COMES_FROM)))
@@ -104,28 +85,11 @@ __noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
 	return 0;
 }
 
-// The short way out of both programs: no call, and nothing that a register would have to be saved for.
-#define MAY_MATCH(protocol, header, field)                                                                    \
-	((protocol) == bpf_htons(ETH_P_IP)   ? first_bits4[FIRST_BITS(iphdr, header, field)] :               \
-	 (protocol) == bpf_htons(ETH_P_IPV6) ? first_bits6[FIRST_BITS(ipv6hdr, header, field)] :             \
-						  0)
-
 static __noinline int sent(u64 *ctx)
 {
 	struct sk_buff *skb = (void *)ctx[0];
 
 	return count_seen(as_number(skb), as_number((void *)ctx[1]), skb->network_header, TSDT_SEEN_SENT);
-}
-
-// On its way into a device's driver, as packet sockets see it.
-SEC("tp_btf/net_dev_start_xmit")
-int on_net_dev_start_xmit(u64 *ctx) // struct sk_buff *skb, struct net_device *dev
-{
-	const struct sk_buff *skb = (void *)ctx[0];
-
-	if (!MAY_MATCH(skb->protocol, (u64)skb->head + skb->network_header, daddr))
-		return 0;
-	return sent(ctx);
 }
 
 // A device that stands for others hands what has come in by these on a second time.
@@ -138,13 +102,54 @@ static __noinline int received(u64 *ctx)
 	return count_seen(as_number(skb), as_number(skb->dev), (u64)skb->data - (u64)skb->head, TSDT_SEEN_RECEIVED);
 }
 
-// Come in by a device, before anything else has looked at it.
-SEC("tp_btf/netif_receive_skb")
-int on_netif_receive_skb(u64 *ctx) // struct sk_buff *skb
-{
-	const struct sk_buff *skb = (void *)ctx[0];
+// ---- the programs, of which userspace loads one for each of two places ----
+//
+// net_dev_start_xmit(skb, dev): on its way into a device's driver, as packet sockets see it.
+// netif_receive_skb(skb): come in by a device, before anything else has looked at it.
 
-	if (!MAY_MATCH(skb->protocol, (u64)skb->data, saddr))
-		return 0;
-	return received(ctx);
+#define SENT_HEADER(skb) ((u64)(skb)->head + (skb)->network_header)
+#define RECEIVED_HEADER(skb) ((u64)(skb)->data)
+
+static __always_inline u16 bits_by_call(u64 address)
+{
+	u16 bits = 0;
+
+	bpf_probe_read_kernel(&bits, sizeof(bits), (void *)address);
+	return bits;
 }
+
+#define BITS_BY_CALL(type, header, field) bits_by_call((header) + __builtin_offsetof(struct type, field))
+
+// What is not asked for is out after this: no call, and no register that would have to be saved.
+#define SEEN_PROGRAM(name, tracepoint, may_match, then)                     \
+	SEC("tp_btf/" #tracepoint)                                          \
+	int name(u64 *ctx)                                                  \
+	{                                                                   \
+		u64 *volatile kept = ctx;                                   \
+		const struct sk_buff *skb = (void *)ctx[0];                 \
+                                                                            \
+		return (may_match) ? then(kept) : 0;                        \
+	}
+
+#define IPV4_OR_IPV6(bits, header, field)                                                    \
+	(skb->protocol == bpf_htons(ETH_P_IP)   ? first_bits4[bits(iphdr, header, field)] :   \
+	 skb->protocol == bpf_htons(ETH_P_IPV6) ? first_bits6[bits(ipv6hdr, header, field)] : \
+						  0)
+
+SEEN_PROGRAM(sent_by_call, net_dev_start_xmit, IPV4_OR_IPV6(BITS_BY_CALL, SENT_HEADER(skb), daddr), sent)
+SEEN_PROGRAM(received_by_call, netif_receive_skb, IPV4_OR_IPV6(BITS_BY_CALL, RECEIVED_HEADER(skb), saddr), received)
+
+#ifndef TSDT_KPROBES
+// From 6.2 (a35b9af4ec2c) a pointer may be given a type, by its number in the kernel's BTF: one load instead of a call.
+extern void *bpf_rdonly_cast(void *pointer, __u32 type) __ksym __weak;
+const volatile __u32 iphdr_type, ipv6hdr_type;
+
+#define BITS(type, header, field) (*(u16 *)&((struct type *)bpf_rdonly_cast((void *)(header), type##_type))->field)
+
+SEEN_PROGRAM(sent_any, net_dev_start_xmit, IPV4_OR_IPV6(BITS, SENT_HEADER(skb), daddr), sent)
+SEEN_PROGRAM(received_any, netif_receive_skb, IPV4_OR_IPV6(BITS, RECEIVED_HEADER(skb), saddr), received)
+
+// No range is one of IPv6: whatever the packet is, these bits only decide whether it gets a closer look.
+SEEN_PROGRAM(sent_ipv4, net_dev_start_xmit, first_bits4[BITS(iphdr, SENT_HEADER(skb), daddr)], sent)
+SEEN_PROGRAM(received_ipv4, netif_receive_skb, first_bits4[BITS(iphdr, RECEIVED_HEADER(skb), saddr)], received)
+#endif

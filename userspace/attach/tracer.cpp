@@ -289,6 +289,7 @@ struct Tracer::State {
     bool choose_functions(const BpfObject& object) const;
     void set_constants(const BpfObject& object, std::uint32_t instance);
     void set_seen_constants(const BpfObject& object) const;
+    void choose_seen(const BpfObject& object, bool any) const;
     void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
@@ -600,9 +601,21 @@ void Tracer::State::set_seen_constants(const BpfObject& object) const {
     set_first_bits(object, "first_bits6", IpFamily::ipv6);
     if (on_kprobes())
         return;
-    const bool may_cast = types_for_loading->function(rdonly_cast).has_value();
-    object.set_constant("iphdr_type", may_cast ? types_for_loading->vmlinux_type("iphdr") : 0);
-    object.set_constant("ipv6hdr_type", may_cast ? types_for_loading->vmlinux_type("ipv6hdr") : 0);
+    object.set_constant("iphdr_type", types_for_loading->vmlinux_type("iphdr"));
+    object.set_constant("ipv6hdr_type", types_for_loading->vmlinux_type("ipv6hdr"));
+}
+
+// Of the programs that see every packet, those that cost least where they can be loaded.
+void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
+    const bool by_call = on_kprobes() || !types_for_loading->function(rdonly_cast);
+    const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
+        return range.family == IpFamily::ipv4;
+    });
+    const std::string_view chosen = by_call ? "by_call" : ipv4 ? "ipv4" : "any";
+    for (const std::string_view kind : {"by_call", "any", "ipv4"})
+        for (const std::string_view way : {"sent", "received"})
+            if (kind == "by_call" || !on_kprobes())
+                object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
 }
 
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
@@ -663,8 +676,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const auto instance = static_cast<std::uint32_t>(objects.size());
     set_constants(object, instance);
     const bool adds_seen = filter.seen && objects.empty();
-    object.set_autoload("on_net_dev_start_xmit", adds_seen);
-    object.set_autoload("on_netif_receive_skb", adds_seen);
+    choose_seen(object, adds_seen);
     if (adds_seen)
         set_seen_constants(object);
     set_sizes(object);

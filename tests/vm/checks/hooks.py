@@ -642,13 +642,13 @@ def legacy_bridge(group, guest, validator):
 
 # ---- all of it ----
 
-def all_checks(run, guest, validator):
-    run("families and expressions of nf_tables", families, guest, validator)
-    run("functions at hooks", hook_functions, guest, validator)
-    run("queues", queues, guest, validator)
-    run("ways through legacy tables", legacy_ways, guest, validator)
-    run("targets that fail, and sets", targets, guest, validator)
+def all_checks(run, validator):
+    run("families", "families and expressions of nf_tables", families, validator)
+    run("hook-functions", "functions at hooks", hook_functions, validator)
+    run("queues", "queues", queues, validator)
+    run("legacy-ways", "ways through legacy tables", legacy_ways, validator)
+    run("targets", "targets that fail, and sets", targets, validator)
     for backend in ("legacy", "iptables-nft"):
-        run(f"{backend}: matches that drop by themselves", matches, guest, validator, backend)
-    run("legacy tables of ARP", legacy_arp, guest, validator)
-    run("legacy tables of bridges", legacy_bridge, guest, validator)
+        run(f"matches-{backend}", f"{backend}: matches that drop by themselves", matches, validator, backend)
+    run("legacy-arp", "legacy tables of ARP", legacy_arp, validator)
+    run("legacy-bridge", "legacy tables of bridges", legacy_bridge, validator)
