@@ -457,7 +457,7 @@ def options(group, guest, validator):
     wanted = {(DNS4, 7601): 2, ("10.0.0.1", 7601): 2, (DNS6, 7601): 2, (VM4, 7602): 2}
     group.true(wanted.items() <= ports(everything).items(), "--all: (source, port)", str(ports(everything)))
     lasted = seconds(everything.final["until"]) - seconds(everything.final["since"])
-    group.true(6 <= lasted < 8, "--duration 6s", f"{lasted:.1f} s")
+    group.true(6 <= lasted < 10, "--duration 6s", f"{lasted:.1f} s")  # on a busy machine its end takes a second or two
     group.equal((nothing.drops, nothing.final["causes"], nothing.final["hidden"]), ([], [], {}),
                 "a range that nothing comes from or goes to")
     group.true("nothing was dropped here in " in nothing.out, "the terminal says that nothing was dropped", nothing.out)
