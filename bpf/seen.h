@@ -36,6 +36,15 @@ struct {
 
 __u64 unseen; // packets that found no room in `seen`
 
+#define IS_EMPTY(dev, list)                                                                   \
+	((u64)BPF_CORE_READ(dev, list.next) == (u64)(dev) + bpf_core_field_offset(struct net_device, list))
+
+// A VLAN's or a bridge's device hands what it sends to others, a bridge's port or a bond's slave is one of these.
+static __always_inline bool is_stacked(struct net_device *dev)
+{
+	return !IS_EMPTY(dev, adj_list.upper) || !IS_EMPTY(dev, adj_list.lower);
+}
+
 static __always_inline bool was_sent_before(struct sk_buff *skb)
 {
 	u64 address = (u64)skb;
@@ -68,7 +77,7 @@ __noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
 	if (by_netns ? !chosen(TSDT_CHOICE_NETNS, key.netns) : key.netns != own_netns)
 		return 0;
 	device_name(key.dev, dev);
-	if ((by_device && !chosen_device(key.dev)) || (way == TSDT_SEEN_SENT && was_sent_before(skb)))
+	if ((by_device && !chosen_device(key.dev)) || (way == TSDT_SEEN_SENT && is_stacked(dev) && was_sent_before(skb)))
 		return 0;
 	counted = bpf_map_lookup_elem(&seen, &key);
 	if (!counted) {

@@ -139,8 +139,16 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct list_head {
+	struct list_head *next;
+};
+
 struct net_device {
 	char name[16];
+	struct {
+		struct list_head upper;
+		struct list_head lower;
+	} adj_list;
 	int ifindex;
 	possible_net_t nd_net;
 	struct nf_hook_entries *nf_hooks_ingress;
