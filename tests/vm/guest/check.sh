@@ -26,3 +26,13 @@ asks open $dns4:53/udp
 asks refused $dns4:22/tcp
 iptables-legacy -I OUTPUT 1 -d $dns4 -p udp --dport 7901 -j DROP
 asks output $dns4:7901/udp
+# A device that hands what it sends to another one, which sends it again.
+for netns in '' '-netns provider'; do
+    # shellcheck disable=SC2086 # two words
+    ip $netns link add link eth0 name eth0.7 type vlan id 7
+    # shellcheck disable=SC2086
+    ip $netns address add "10.7.0.$([ -n "$netns" ] && echo 1 || echo 2)/24" dev eth0.7
+    # shellcheck disable=SC2086
+    ip $netns link set eth0.7 up
+done
+asks vlan 10.7.0.1/icmp
