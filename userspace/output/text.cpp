@@ -233,13 +233,15 @@ std::string routing_table(std::uint32_t number) {
     return named != names.end() ? std::string(named->second) : std::to_string(number);
 }
 
-// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known, or where the explanation says the
-// same.
+// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known, or the explanation tells it.
 std::string route_line(const Drop& drop) {
     if (!drop.evidence || !drop.evidence->route)
         return {};
+    const std::string far = peer(drop).text();
+    if (drop.explanation && drop.explanation->summary.find("The route to " + far) != std::string::npos)
+        return {};
     const Route& route = *drop.evidence->route;
-    const std::string to = fmt::format("to {}: ", peer(drop).text());
+    const std::string to = fmt::format("to {}: ", far);
     if (route.type == "none")
         return to + "none, or an ip rule that says unreachable";
     std::string out = route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
@@ -247,8 +249,7 @@ std::string route_line(const Drop& drop) {
         out += " via " + route.gateway->text();
     if (route.table != 0)
         out += fmt::format(" (table {})", routing_table(route.table));
-    const bool is_said = drop.explanation && drop.explanation->summary.find(out) != std::string::npos;
-    return is_said ? "" : to + out;
+    return to + out;
 }
 
 std::string process_name(const Process& process) {

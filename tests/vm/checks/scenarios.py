@@ -669,8 +669,8 @@ def check(group, guest, validator):
         seen = one.final["seen"]
         # By the device that sees it first.
         by = lambda count, dev="eth0": {"packets": count, "by_dev": {dev: count} if count else {}}  # noqa: E731
-        group.equal(seen["sent"], by(sent, "eth0.7" if name == "vlan" else "eth0"), f"{name}: packets that left")
-        group.equal(seen["received"], by(received), f"{name}: packets that came in")
+        group.fields(seen["sent"], by(sent, "eth0.7" if name == "vlan" else "eth0"), f"{name}: packets that left")
+        group.fields(seen["received"], by(received), f"{name}: packets that came in")
         started, ended = seconds(one.lines[0]["time"]), seconds(one.final["time"])
         group.true(ended - started < 3, f"{name}: the verdict comes within 3 s", f"{ended - started:.1f} s")
     before, after = (rulesets(guest, "check", when, "legacy") for when in ("before", "after"))

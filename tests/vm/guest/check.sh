@@ -13,7 +13,11 @@ asks() {
 }
 
 network legacy
-ip netns exec provider ip route add blackhole 100.100.9.9/32
+# Takes what it is sent and says nothing. (AF_INET, SOCK_DGRAM; perl has no modules here.)
+ip -netns provider address add 100.100.9.9/32 dev lo
+# shellcheck disable=SC2016 # perl's
+ip netns exec provider perl -e 'socket(my $s, 2, 2, 17) or die; bind($s, pack("S n C4 x8", 2, 53, 100, 100, 9, 9)) or die; sleep' &
+listener=$!
 ip route add unreachable 100.100.8.0/24
 save_rules legacy before
 asks dns $dns4:53/udp
@@ -36,3 +40,4 @@ for netns in '' '-netns provider'; do
     ip $netns link set eth0.7 up
 done
 asks vlan 10.7.0.1/icmp
+kill $listener
