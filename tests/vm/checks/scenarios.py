@@ -981,11 +981,14 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), *inferred.SCENARIOS, *hooks.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
-# rather than the kernel's.
+# rather than the kernel's, or differs between the oldest kernel and the others only.
 NOT_EVERYWHERE = {
-    "options": ["6.12"], "command": ["6.1"], "bad-input": ["6.12"], "flood": ["6.12", "newest"], "various": ["5.10", "6.1"],
-    "filters": ["5.10", "newest"], "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"],
-    "ruleset-overlap": ["6.1"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "various": ["5.10", "6.1"], "evidence": ["6.12", "newest"], "options": ["6.1"], "command": ["6.1"],
+    "check": ["6.1", "newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
+    "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
+    "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
+    "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
+    "legacy-bridge": ["6.12", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 def scenarios_of(series, everything):
