@@ -189,6 +189,14 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
+// What userspace replaces in the instructions of programs that see every packet: numbers in the kernel's BTF, which a
+// constant would cost a load for.
+enum tsdt_placeholder {
+	TSDT_RDONLY_CAST = 0x7eed0001, // of a call
+	TSDT_TYPE_IPHDR = 0x7eed0002,
+	TSDT_TYPE_IPV6HDR = 0x7eed0003,
+};
+
 // Packets of the filter that pass, by device: key and value of the map `seen`.
 enum tsdt_seen_way {
 	TSDT_SEEN_SENT = 0,     // toward the range, handed to the device's driver

@@ -150,10 +150,23 @@ SEEN_PROGRAM(received_by_call, netif_receive_skb, IPV4_OR_IPV6(BITS_BY_CALL, REC
 
 #ifndef TSDT_KPROBES
 // From 6.2 (a35b9af4ec2c) a pointer may be given a type, by its number in the kernel's BTF: one load instead of a call.
-extern void *bpf_rdonly_cast(void *pointer, __u32 type) __ksym __weak;
-const volatile __u32 iphdr_type, ipv6hdr_type;
+// Userspace puts the numbers of bpf_rdonly_cast and of the type in: to look for the function itself, libbpf would read all
+// of the kernel's types at the start.
+static __always_inline void *rdonly_cast(u64 address, int type)
+{
+	register void *typed asm("r0");
+	register u64 pointer asm("r1") = address;
 
-#define BITS(type, header, field) (*(u16 *)&((struct type *)bpf_rdonly_cast((void *)(header), type##_type))->field)
+	asm volatile("r2 = %[type]; call %[cast]"
+		     : "=r"(typed), "+r"(pointer)
+		     : [type] "i"(type), [cast] "i"(TSDT_RDONLY_CAST)
+		     : "r2", "r3", "r4", "r5");
+	return typed;
+}
+
+#define TYPE_iphdr TSDT_TYPE_IPHDR
+#define TYPE_ipv6hdr TSDT_TYPE_IPV6HDR
+#define BITS(type, header, field) (*(u16 *)&((struct type *)rdonly_cast(header, TYPE_##type))->field)
 
 SEEN_PROGRAM(sent_any, net_dev_start_xmit, IPV4_OR_IPV6(BITS, SENT_HEADER(skb), daddr), sent)
 SEEN_PROGRAM(received_any, netif_receive_skb, IPV4_OR_IPV6(BITS, RECEIVED_HEADER(skb), saddr), received)

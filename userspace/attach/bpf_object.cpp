@@ -112,6 +112,20 @@ void BpfObject::set_constant(std::string_view name, const void* value, std::size
         throw std::logic_error(fmt::format("{} was to be set after its BPF object was loaded", name));
 }
 
+void BpfObject::replace(const char* name, std::int32_t placeholder, std::uint32_t number) const {
+    bpf_program* found = program(name);
+    const bpf_insn* begin = bpf_program__insns(found);
+    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(found));
+    for (bpf_insn& instruction : instructions) {
+        if (instruction.imm != placeholder)
+            continue;
+        instruction.imm = static_cast<std::int32_t>(number);
+        if (instruction.code == (BPF_JMP | BPF_CALL))
+            instruction.src_reg = BPF_PSEUDO_KFUNC_CALL;
+    }
+    bpf_program__set_insns(found, instructions.data(), instructions.size());
+}
+
 void* BpfObject::variable(std::string_view name, std::size_t size) const {
     bpf_map* variables = map(".bss");
     const auto place = place_in(object_, ".bss", name);

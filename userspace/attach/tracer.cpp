@@ -599,23 +599,27 @@ void Tracer::State::set_first_bits(const BpfObject& object, const char* name, Ip
 void Tracer::State::set_seen_constants(const BpfObject& object) const {
     set_first_bits(object, "first_bits4", IpFamily::ipv4);
     set_first_bits(object, "first_bits6", IpFamily::ipv6);
-    if (on_kprobes())
-        return;
-    object.set_constant("iphdr_type", types_for_loading->vmlinux_type("iphdr"));
-    object.set_constant("ipv6hdr_type", types_for_loading->vmlinux_type("ipv6hdr"));
 }
 
 // Of the programs that see every packet, those that cost least where they can be loaded.
 void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
-    const bool by_call = on_kprobes() || !types_for_loading->function(rdonly_cast);
+    const auto cast = types_for_loading->function(rdonly_cast);
+    const bool by_call = on_kprobes() || !cast;
     const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
         return range.family == IpFamily::ipv4;
     });
     const std::string_view chosen = by_call ? "by_call" : ipv4 ? "ipv4" : "any";
     for (const std::string_view kind : {"by_call", "any", "ipv4"})
         for (const std::string_view way : {"sent", "received"})
-            if (kind == "by_call" || !on_kprobes())
-                object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
+            object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
+    if (!any || by_call)
+        return;
+    for (const std::string_view way : {"sent", "received"}) {
+        const std::string program = fmt::format("{}_{}", way, chosen);
+        object.replace(program.c_str(), TSDT_RDONLY_CAST, cast->type_id);
+        object.replace(program.c_str(), TSDT_TYPE_IPHDR, types_for_loading->vmlinux_type("iphdr"));
+        object.replace(program.c_str(), TSDT_TYPE_IPV6HDR, types_for_loading->vmlinux_type("ipv6hdr"));
+    }
 }
 
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
