@@ -116,6 +116,27 @@ TEST_CASE("ruleset_diff: rules are told by their text where they have no handle"
     CHECK((diff.added.empty() && diff.removed.empty() && diff.moved.empty()));
 }
 
+TEST_CASE("ruleset_diff: the chains that differ, also by what does not drop") {
+    const auto accept = rule("ok", "accept");
+    auto diff = compare(legacy({rule("a")}), legacy({accept, rule("a")}));
+    REQUIRE(diff);
+    REQUIRE((*diff)[Backend::iptables_legacy].chains.size() == 1);
+    const ChainName& chain = (*diff)[Backend::iptables_legacy].chains[0];
+    CHECK((chain.family == RuleFamily::ip && chain.table == "filter" && chain.name == "INPUT"));
+    CHECK_FALSE((*diff)[Backend::iptables_legacy].more_chains);
+
+    Snapshot many = legacy({});
+    many.tables[0].chains.resize(DropChanges::max_chains + 1, many.tables[0].chains[0]);
+    for (std::size_t i = 1; i < many.tables[0].chains.size(); ++i)
+        many.tables[0].chains[i].name = "chain" + std::to_string(i);
+    diff = compare(legacy({}), many);
+    CHECK((*diff)[Backend::iptables_legacy].chains.size() == DropChanges::max_chains);
+    CHECK_FALSE((*diff)[Backend::iptables_legacy].more_chains); // INPUT is the same
+    many.tables[0].chains[0].policy = "drop";
+    diff = compare(legacy({}), many);
+    CHECK((*diff)[Backend::iptables_legacy].more_chains);
+}
+
 TEST_CASE("ruleset_diff: the same rule several times") {
     Difference diff = diff_of(legacy({rule("a"), rule("a")}), legacy({rule("a"), rule("a"), rule("a")}));
     CHECK(words(diff.added) == Words{"3 a"});

@@ -179,8 +179,15 @@ std::optional<RulesetDiff> compare(const Snapshot& before, const Snapshot& after
         }
     RulesetDiff diff;
     for (const auto& [key, pair] : pairs) {
-        if (!same_chain(pair))
-            compare_chain(pair, diff);
+        if (same_chain(pair))
+            continue;
+        DropChanges& changes = diff[(pair.after ? pair.after : pair.before)->backend];
+        const auto& [family, table, chain] = key;
+        if (changes.chains.size() < DropChanges::max_chains)
+            changes.chains.push_back({family, std::string(table), std::string(chain)});
+        else
+            changes.more_chains = true;
+        compare_chain(pair, diff);
     }
     return diff;
 }
