@@ -308,9 +308,9 @@ struct RulesetChange : DropChanges {
 
 // That it was the change is inferred from the times; that the rule dropped nothing since is counted.
 struct Stopped {
-    std::int64_t time_ns = 0; // CLOCK_REALTIME, when it was known
-    Cause cause;              // a rule or a policy, with all that it dropped; without flows
-    RulesetChange change;     // the first on the packets' way since the last drop; its lists of rules are empty
+    std::int64_t time_ns = 0;       // CLOCK_REALTIME, when it was known
+    Cause cause;                    // a rule or a policy, with all that it dropped; without flows
+    RulesetChange change;           // the first on the packets' way since the last drop; its lists of rules are empty
     std::optional<ChainName> chain; // that differs on their way; none: what the change did is not known
     std::uint64_t changes = 1;      // as many were there on the packets' way since the last drop
     std::int64_t seen_since_ns = 0; // CLOCK_REALTIME, shortly after the change

@@ -67,10 +67,9 @@ public:
     void ruleset(RulesetChange change); // netns name and owners are filled in here
     // Whether changes of rulesets are waiting for counts, by which it may be known that they have stopped drops.
     bool awaits_counts() const { return stops_.open(); }
-    // Whether a rule has dropped something so lately that a change which comes now may have stopped it. (CLOCK_REALTIME)
-    bool may_stop(std::int64_t now_ns) const {
-        return now_ns - last_by_rule_ns_ <= aggregate::Stops::most_before_ns;
-    }
+    // Whether a rule has dropped something so lately that a change which comes now may have stopped it.
+    // (CLOCK_REALTIME)
+    bool may_stop(std::int64_t now_ns) const { return now_ns - last_by_rule_ns_ <= aggregate::Stops::most_before_ns; }
     // What is known to have stopped by these counts (their flows do not matter): to be handed to stopped().
     std::vector<Stopped> judge(const KernelCounts& counts, std::int64_t now_ns);
     void stopped(Stopped stopped); // netns name and owner are filled in here

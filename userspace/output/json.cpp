@@ -307,9 +307,8 @@ std::string json_line(const Stopped& stopped, const std::string& host) {
     const Drop& drop = stopped.cause.example;
     json line = line_head("stopped", stopped.time_ns, host);
     line["netns"] = to_json(drop.netns);
-    line["drop"] = {{"kind", to_string(drop.site.kind)},
-                    {"reason", drop.site.reason},
-                    {"hook", name_or_null(drop.site.hook)}};
+    line["drop"] = {
+        {"kind", to_string(drop.site.kind)}, {"reason", drop.site.reason}, {"hook", name_or_null(drop.site.hook)}};
     line["rule"] = to_json(drop.rule.get(), drop.owner);
     line["packets"] = number(stopped.cause.packets);
     line["first"] = rfc3339_utc(stopped.cause.first_ns);

@@ -520,7 +520,8 @@ std::string change_line(const Stopped& stopped) {
         of_chain.backend = stopped.change.backend;
         of_chain.family = stopped.chain->family;
         of_chain.table = stopped.chain->table;
-        out += fmt::format("of {} in {} ({})", printable(stopped.chain->name), table_name(of_chain), tool_name(of_chain));
+        out +=
+            fmt::format("of {} in {} ({})", printable(stopped.chain->name), table_name(of_chain), tool_name(of_chain));
     } else {
         out += fmt::format("of {}; what it did is not known", to_string(stopped.change.backend));
     }

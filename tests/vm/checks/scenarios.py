@@ -1007,7 +1007,7 @@ def stopped(group, guest, validator, backend):
         "rule": rule, "packets": sum(c["packets"] for c in causes), "first": min(c["first"] for c in causes),
         "last": max(c["last"] for c in causes),
         "change": {"time": change["time"], "generation": change["generation"], "by": changes["fix"],
-                   "backend": {"legacy": "iptables-legacy"}.get(backend, backend),
+                   "backend": change["backend"],
                    "chain": {"family": "ip", "table": "filter", "chain": "INPUT"}, "changes": 1,
                    "confidence": "inferred"},
         "seen": {"since": lambda since: seconds(change["time"]) <= seconds(since) < seconds(line["time"]),
