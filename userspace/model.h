@@ -285,7 +285,8 @@ struct DropChanges {
     std::vector<ChangedRule> added, removed, moved;
     std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
     static constexpr std::size_t max_chains = 256;
-    std::vector<ChainName> chains; // in which any rule differs, also one that does not drop
+    // Base chains whose packets may meet a rule that differs, also one that does not drop.
+    std::vector<ChainName> chains;
     bool more_chains = false;
 };
 
@@ -311,7 +312,7 @@ struct Stopped {
     std::int64_t time_ns = 0;       // CLOCK_REALTIME, when it was known
     Cause cause;                    // a rule or a policy, with all that it dropped; without flows
     RulesetChange change;           // the first on the packets' way since the last drop; its lists of rules are empty
-    std::optional<ChainName> chain; // that differs on their way; none: what the change did is not known
+    std::optional<ChainName> chain; // by which they meet what it did; none: that is not known
     std::uint64_t changes = 1;      // as many were there on the packets' way since the last drop
     std::int64_t seen_since_ns = 0; // CLOCK_REALTIME, shortly after the change
     Seen seen;                      // packets of the filter since then; first_ns is not told

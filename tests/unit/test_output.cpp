@@ -824,9 +824,9 @@ TEST_CASE("drops that have stopped, on the terminal", "[output]") {
     CHECK(text_of(stopped) == "12:00:11 STOPPED  ts-input rule 3 has dropped nothing since 12:00:04 (6 packets\n"
                               "                  before)\n"
                               "  rule    -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP\n"
-                              "  change  12:00:05 by tailscaled[812], of INPUT in table filter\n"
-                              "          (iptables-legacy). It is the only change on the packets' way since\n"
-                              "          the last drop: that it stopped them is inferred from this, not seen\n"
+                              "  change  12:00:05 by tailscaled[812], on the way by INPUT in table filter\n"
+                              "          (iptables-legacy). It is the only change there since the last drop:\n"
+                              "          that it stopped them is inferred from this, not seen\n"
                               "  since   12:00:06: 4 packets to there left by eth0; 5 packets from there\n"
                               "          arrived on eth0 (3) and wlan0 (2)\n\n");
     CHECK(text_of(stopped, {.quiet = true}).empty());
@@ -838,9 +838,9 @@ TEST_CASE("drops that have stopped, on the terminal", "[output]") {
     stopped.changes = 3;
     stopped.seen.received = {};
     const std::string text = text_of(stopped);
-    for (const char* says : {"STOPPED  the policy of ts-input has dropped", "the first of 3 changes on",
-                             "of iptables-legacy; what it did is not", "4 packets to there left by eth0\n",
-                             "  netns   blue (4026532500)\n"})
+    for (const char* says :
+         {"STOPPED  the policy of ts-input has dropped", "the first of 3 changes", "of iptables-legacy; what it did",
+          "4 packets to there left by eth0\n", "  netns   blue (4026532500)\n"})
         CHECK(text.find(says) != text.npos);
 }
 

@@ -48,15 +48,15 @@ bool may_be_by(const Cause& unknown, const Cause& cause) {
            !drop.site.hook_function;
 }
 
-// Whether the change is of something that the rule's packets meet on their way to it.
+// Whether the change is of something that the rule's packets may have met on their way. An accept in another table
+// keeps no rule from dropping.
 bool is_on_the_way(const RulesetChange& change, const Drop& drop, std::optional<ChainName>* chain = nullptr) {
     const Rule& rule = *drop.rule;
     if (change.netns.inode != drop.netns.inode || is_legacy(change.backend) != is_legacy(rule.backend))
         return false;
     const auto found = std::ranges::find_if(change.chains, [&](const ChainName& changed) {
         return changed.family == rule.family && changed.table == rule.table &&
-               (changed.name == rule.chain ||
-                std::ranges::find(rule.path, changed.name, &PathStep::chain) != rule.path.end());
+               (rule.path.empty() || rule.path[0].chain == changed.name);
     });
     if (found == change.chains.end())
         return !change.unknown.empty() || change.more_chains;

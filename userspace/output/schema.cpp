@@ -508,7 +508,7 @@ std::string schema() {
         "first": { "$ref": "#/$defs/time" },
         "last": { "description": "the last drop: it stopped then", "$ref": "#/$defs/time" },
         "change": {
-          "description": "the first change of a chain on the packets' way since the last drop",
+          "description": "the first change of rules that the packets may meet on their way to the rule, since the last drop",
           "type": "object",
           "required": ["time", "backend", "generation", "by", "chain", "changes", "confidence"],
           "properties": {
@@ -517,7 +517,7 @@ std::string schema() {
             "generation": { "$ref": "#/$defs/u32" },
             "by": { "description": "null: several may have changed it", "$ref": "#/$defs/process_or_null" },
             "chain": {
-              "description": "that differs; null: it is not known what the change did",
+              "description": "base chain by which the packets meet what differs; null: that is not known",
               "oneOf": [
                 { "type": "null" },
                 {
@@ -531,7 +531,7 @@ std::string schema() {
                 }
               ]
             },
-            "changes": { "description": "on the packets' way since the last drop", "$ref": "#/$defs/count" },
+            "changes": { "description": "of such rules since the last drop", "$ref": "#/$defs/count" },
             "confidence": {
               "description": "that this change did it is inferred from the times",
               "enum": ["exact", "inferred"]

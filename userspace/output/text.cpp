@@ -520,15 +520,15 @@ std::string change_line(const Stopped& stopped) {
         of_chain.backend = stopped.change.backend;
         of_chain.family = stopped.chain->family;
         of_chain.table = stopped.chain->table;
-        out +=
-            fmt::format("of {} in {} ({})", printable(stopped.chain->name), table_name(of_chain), tool_name(of_chain));
+        out += fmt::format("on the way by {} in {} ({})", printable(stopped.chain->name), table_name(of_chain),
+                           tool_name(of_chain));
     } else {
         out += fmt::format("of {}; what it did is not known", to_string(stopped.change.backend));
     }
     const std::string which =
         stopped.changes == 1 ? "the only change" : fmt::format("the first of {} changes", stopped.changes);
-    return fmt::format("{}. It is {} on the packets' way since the last drop: that it stopped them is inferred from "
-                       "this, not seen",
+    return fmt::format("{}. It is {} there since the last drop: that it stopped them is inferred from this, "
+                       "not seen",
                        out, which);
 }
 

@@ -1016,7 +1016,7 @@ def stopped(group, guest, validator, backend):
         "the stopped line")
     by = changes["fix"]
     for text in (f"STOPPED ts-input rule {rule['number']}", "has dropped nothing since", rule["text"],
-                 f"by {by['comm']}[{by['pid']}]", "of INPUT in table", "the only change", "inferred"):
+                 f"by {by['comm']}[{by['pid']}]", "INPUT in table", "the only change", "inferred"):
         group.true(text in " ".join(run.out.split()), f"the terminal says {text!r}", run.out[-2500:])
 
 
