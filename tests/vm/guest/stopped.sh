@@ -32,9 +32,10 @@ if [ "$tool" = nft ]; then
 else
     change moved "$tool" -I ts-input 1 -p udp --dport 7999 -j ACCEPT
 fi
+wait_for 15 "$out/run.json" '"type":"ruleset"' # read again: what drops now has its text
 asks "$dns4" moved
 asks "$dns6" moved6
-pause 3.5
+pause 2
 
 # Of the fixes that the line of the drop has, the second; in JSON a quotation mark has a backslash.
 fix=$(grep -m 1 '"type":"drop"' "$out/run.json")
