@@ -248,6 +248,8 @@ private:
     void look_at(resolve_rule::SnapshotKind kind, std::uint32_t netns);
     void look_for_waiting(bool last = false);
     void report_changes(bool last = false);
+    void judge_changes(Clock::time_point now);
+    void report_stopped(const KernelCounts& counts);
     void report_lost();
     void retire_causes();
     Status begin_check();
@@ -285,6 +287,8 @@ private:
     std::uint64_t retired_packets_ = 0;                    // of causes that are in the kernel's map no more
     std::uint64_t shown_ = 0;                              // without noise
     Clock::time_point slice_end_;
+    bool rulesets_changed_ = false; // since counts were last judged
+    Interval judging_{seconds(1), Clock::now()};
     std::optional<check::Probe> probe_; // of `check`
     std::optional<check::Answer> answer_;
     Clock::time_point answered_;
@@ -425,7 +429,10 @@ void LiveRun::look_for_waiting(bool last) {
 }
 
 void LiveRun::report_changes(bool last) {
-    const Status polled = tracer_->poll_changes([this](std::span<const std::byte> bytes) { on_ruleset_change(bytes); });
+    const Status polled = tracer_->poll_changes([this](std::span<const std::byte> bytes) {
+        on_ruleset_change(bytes);
+        rulesets_changed_ = true;
+    });
     if (!polled)
         spdlog::error("{}", polled.error().message);
     for (RulesetChange& change : watch_.look(Clock::now(), realtime_ns(), machine_.realtime_minus_mono_ns, last)) {
@@ -434,20 +441,42 @@ void LiveRun::report_changes(bool last) {
     }
 }
 
-// Only a step of the clock counts: one moment must not read differently each time it is shown.
-void LiveRun::follow_clock() {
-    constexpr std::int64_t step_ns = 50'000'000;
-    const std::int64_t now = realtime_minus_monotonic();
-    if (std::abs(now - machine_.realtime_minus_mono_ns) > step_ns)
-        machine_.realtime_minus_mono_ns = now;
-}
-
 KernelCounts kernel_counts(std::vector<tsdt_cause> causes, const std::vector<attach::FlowCount>& flows,
                            std::map<std::string, std::uint64_t> lost) {
     KernelCounts counts{std::move(causes), {}, std::move(lost)};
     for (const attach::FlowCount& flow : flows)
         counts.flows.emplace_back(flow.key, flow.packets);
     return counts;
+}
+
+// Counts are read for it once a second, and only while a change may have stopped something. The first time is as soon
+// as there is a record of the change: from then on packets that come speak for it.
+void LiveRun::judge_changes(Clock::time_point now) {
+    const bool needed = pipeline_.awaits_counts() || (rulesets_changed_ && pipeline_.may_stop(realtime_ns()));
+    if (!options_.seen || !needed || !judging_.due(now))
+        return;
+    rulesets_changed_ = false;
+    auto seen = tracer_->seen(); // before the causes: what is dropped in between must not look as if it had passed
+    KernelCounts counts = kernel_counts(tracer_->causes(), {}, tracer_->lost());
+    counts.seen = std::move(seen);
+    report_stopped(counts);
+}
+
+void LiveRun::report_stopped(const KernelCounts& counts) {
+    for (Stopped& stopped : pipeline_.judge(counts, realtime_ns())) {
+        recorder_.write(&recording::Writer::stopped, stopped);
+        pipeline_.stopped(std::move(stopped));
+    }
+}
+
+// Only a step of the clock counts: one moment must not read differently each time it is shown.
+void LiveRun::follow_clock() {
+    constexpr std::int64_t step_ns = 50'000'000;
+    const std::int64_t now = realtime_minus_monotonic();
+    if (std::abs(now - machine_.realtime_minus_mono_ns) > step_ns) {
+        machine_.realtime_minus_mono_ns = now;
+        pipeline_.clock_set();
+    }
 }
 
 KernelCounts LiveRun::counts() const {
@@ -528,6 +557,8 @@ void LiveRun::finish() {
         totals.lost["unread"] = recorded - handled_;
         pipeline_.lost({recorded - handled_, "unread", lost_checked_ns_});
     }
+    if (options_.seen && pipeline_.awaits_counts())
+        report_stopped(totals);
     if (answer_)
         exit_code_ = exit_code_of(pipeline_.check(*options_.check, *answer_, totals, realtime_ns()).reached);
     else if (options_.check)
@@ -609,6 +640,7 @@ Result<int> LiveRun::run(bool stdout_is_tty) {
         look_for_waiting();
         report_changes();
         const auto now = Clock::now();
+        judge_changes(now);
         if (reopen_requested && *json_file) {
             reopen_requested = 0;
             if (const Status reopened = (*json_file)->reopen(); !reopened)

@@ -274,11 +274,20 @@ struct Changer {
     std::uint64_t changes = 0;
 };
 
+struct ChainName {
+    RuleFamily family = RuleFamily::ip;
+    std::string table, name;
+};
+
 // Rules and policies that drop, and now do so, no longer do so, or have another number.
 struct DropChanges {
     static constexpr std::size_t max_rules = 100; // in each list; the rest is counted
     std::vector<ChangedRule> added, removed, moved;
     std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
+    static constexpr std::size_t max_chains = 256;
+    // Base chains whose packets may meet a rule that differs, also one that does not drop.
+    std::vector<ChainName> chains;
+    bool more_chains = false;
 };
 
 // What one look at a ruleset shows that the one before did not.
@@ -294,6 +303,19 @@ struct RulesetChange : DropChanges {
     // Null when several may have.
     const Changer* by() const { return changers.size() == 1 && other_changes == 0 ? &changers[0] : nullptr; }
     bool drops_differ() const { return !added.empty() || !removed.empty() || !moved.empty(); }
+};
+
+// ---- a rule drops no more, since a ruleset changed ----
+
+// That it was the change is inferred from the times; that the rule dropped nothing since is counted.
+struct Stopped {
+    std::int64_t time_ns = 0;       // CLOCK_REALTIME, when it was known
+    Cause cause;                    // a rule or a policy, with all that it dropped; without flows
+    RulesetChange change;           // the first on the packets' way since the last drop; its lists of rules are empty
+    std::optional<ChainName> chain; // by which they meet what it did; none: that is not known
+    std::uint64_t changes = 1;      // as many were there on the packets' way since the last drop
+    std::int64_t seen_since_ns = 0; // CLOCK_REALTIME, shortly after the change
+    Seen seen;                      // packets of the filter since then; first_ns is not told
 };
 
 // ---- attach: what this kernel lets us see ----

@@ -59,6 +59,8 @@ bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
 void Pipeline::show(Drop& drop) {
     complete(drop);
     known_causes_.insert(drop.cause_id);
+    if (drop.rule)
+        last_by_rule_ns_ = std::max(last_by_rule_ns_, drop.time_ns);
     const bool new_cause = aggregator_.first_of_cause(drop);
     for (const auto& output : outputs_)
         check(output->drop(drop, new_cause));
@@ -257,6 +259,24 @@ void Pipeline::ruleset(RulesetChange change) {
             changed.owner = explainer_.owner(changed.rule);
     for (const auto& output : outputs_)
         check(output->ruleset(change));
+    stops_.change(std::move(change));
+}
+
+std::vector<Stopped> Pipeline::judge(const KernelCounts& counts, std::int64_t now_ns) {
+    const Summary now = summarize(counts, now_ns, false);
+    // A drop whose rule is not known yet may be one by the rule in question.
+    const bool settled = waiting_.empty() && std::ranges::all_of(counts.causes, [&](const tsdt_cause& cause) {
+                             return cause.packets == 0 || known_causes_.contains(cause.id);
+                         });
+    return stops_.judge(now, settled);
+}
+
+void Pipeline::stopped(Stopped stopped) {
+    Drop& drop = stopped.cause.example;
+    drop.netns = stopped.change.netns = decode::decode_netns(drop.netns.inode, machine_);
+    drop.owner = explainer_.owner(*drop.rule);
+    for (const auto& output : outputs_)
+        check(output->stopped(stopped));
 }
 
 CheckVerdict Pipeline::check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "aggregate/aggregate.h"
+#include "aggregate/stopped.h"
 #include "bpf/event.h"
 #include "check/probe.h"
 #include "decode/decode.h"
@@ -64,6 +65,16 @@ public:
 
     void lost(const Lost& lost);
     void ruleset(RulesetChange change); // netns name and owners are filled in here
+    // Whether changes of rulesets are waiting for counts, by which it may be known that they have stopped drops.
+    bool awaits_counts() const { return stops_.open(); }
+    // Whether a rule has dropped something so lately that a change which comes now may have stopped it.
+    // (CLOCK_REALTIME)
+    bool may_stop(std::int64_t now_ns) const { return now_ns - last_by_rule_ns_ <= aggregate::Stops::most_before_ns; }
+    // What is known to have stopped by these counts (their flows do not matter): to be handed to stopped().
+    std::vector<Stopped> judge(const KernelCounts& counts, std::int64_t now_ns);
+    void stopped(Stopped stopped); // netns name and owner are filled in here
+    // The clock was set: times before and after it do not compare.
+    void clock_set() { stops_ = {}; }
     // Says what came of `tsdroptrace check`, by the last counts.
     CheckVerdict check(const check::Target& target, const check::Answer& answer, const KernelCounts& counts,
                        std::int64_t now_ns);
@@ -94,6 +105,8 @@ private:
     evidence::Source& evidence_;
     explain::Explainer explainer_;
     aggregate::Aggregator aggregator_;
+    aggregate::Stops stops_;
+    std::int64_t last_by_rule_ns_ = 0; // CLOCK_REALTIME
     std::vector<std::unique_ptr<output::Output>> outputs_;
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
 

@@ -87,6 +87,13 @@ public:
         pipeline_->ruleset(std::move(change));
     }
 
+    void stopped(Stopped stopped) override {
+        if (finished())
+            return;
+        until_ns_ = std::max(until_ns_, stopped.time_ns);
+        pipeline_->stopped(std::move(stopped));
+    }
+
     void cause(const tsdt_cause& cause) override { causes_.insert_or_assign(cause.id, cause); }
 
     void drop(const tsdt_drop& record) override {

@@ -669,6 +669,7 @@ public:
     }
     Status lost(const Lost&) override { return Ok{}; }
     Status ruleset(const RulesetChange&) override { return Ok{}; }
+    Status stopped(const Stopped&) override { return Ok{}; }
     Status summary(const Summary& summary) override {
         shown_.summaries.push_back(summary);
         return Ok{};

@@ -353,6 +353,23 @@ RulesetChange added_rule() {
     return change;
 }
 
+// By tailscaled's change at 12:00:05, of INPUT: the incident is over, told at 12:00:11.
+Stopped over() {
+    Stopped stopped;
+    stopped.time_ns = noon + 11 * second;
+    stopped.cause.example = incident();
+    stopped.cause.packets = 6;
+    stopped.cause.first_ns = noon + second;
+    stopped.cause.last_ns = noon + 4 * second;
+    stopped.change = added_rule();
+    stopped.change.added.clear();
+    stopped.chain = ChainName{RuleFamily::ip, "filter", "INPUT"};
+    stopped.seen_since_ns = noon + 6 * second;
+    stopped.seen.sent = {4, {{"eth0", 4}}, {}, {}};
+    stopped.seen.received = {5, {{"eth0", 3}, {"wlan0", 2}}, {}, {}};
+    return stopped;
+}
+
 // ---- as much of JSON Schema as the schema uses ----
 
 std::string violation(const json& schema, const json& value, const json& root) {
@@ -795,6 +812,65 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
     CHECK(first["capabilities"]["nftables"]["exactness"] == "inferred");
     CHECK(checked(json_line(Lost{37, "ring", noon}, "web-1", noon + second))["since"] ==
           "2026-08-01T12:00:00.000000000Z");
+}
+
+TEST_CASE("drops that have stopped, on the terminal", "[output]") {
+    const auto text_of = [](const Stopped& stopped, TextOptions options = {}) {
+        const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.stopped(stopped)); });
+        check_terminal(text);
+        return text;
+    };
+    Stopped stopped = over();
+    CHECK(text_of(stopped) == "12:00:11 STOPPED  ts-input rule 3 has dropped nothing since 12:00:04 (6 packets\n"
+                              "                  before)\n"
+                              "  rule    -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP\n"
+                              "  change  12:00:05 by tailscaled[812], on the way by INPUT in table filter\n"
+                              "          (iptables-legacy). It is the only change there since the last drop:\n"
+                              "          that it stopped them is inferred from this, not seen\n"
+                              "  since   12:00:06: 4 packets to there left by eth0; 5 packets from there\n"
+                              "          arrived on eth0 (3) and wlan0 (2)\n\n");
+    CHECK(text_of(stopped, {.quiet = true}).empty());
+
+    // A policy, elsewhere; several changes, the first not read; nothing came back.
+    stopped.cause.example.site.kind = DropKind::policy;
+    stopped.cause.example.netns = {4026532500, "blue", false};
+    stopped.chain = std::nullopt;
+    stopped.changes = 3;
+    stopped.seen.received = {};
+    const std::string text = text_of(stopped);
+    for (const char* says :
+         {"STOPPED  the policy of ts-input has dropped", "the first of 3 changes", "of iptables-legacy; what it did",
+          "4 packets to there left by eth0\n", "  netns   blue (4026532500)\n"})
+        CHECK(text.find(says) != text.npos);
+}
+
+TEST_CASE("drops that have stopped, in JSON", "[output]") {
+    Stopped stopped = over();
+    json line = checked(json_line(stopped, "web-1"));
+    CHECK(line["type"] == "stopped");
+    CHECK(line["time"] == "2026-08-01T12:00:11.000000000Z");
+    CHECK(line["netns"] == json{{"inode", 4026531840}, {"name", nullptr}});
+    CHECK(line["drop"] == json{{"kind", "rule"}, {"reason", "NETFILTER_DROP"}, {"hook", "input"}});
+    CHECK(line["rule"]["number"] == 3);
+    CHECK(line["rule"]["owner"] == "Tailscale");
+    CHECK(line["packets"] == 6);
+    CHECK(line["first"] == "2026-08-01T12:00:01.000000000Z");
+    CHECK(line["last"] == "2026-08-01T12:00:04.000000000Z");
+    CHECK(line["change"] == json{{"time", "2026-08-01T12:00:05.000000000Z"},
+                                 {"backend", "iptables-legacy"},
+                                 {"generation", 18},
+                                 {"by", {{"pid", 812}, {"comm", "tailscaled"}}},
+                                 {"chain", {{"family", "ip"}, {"table", "filter"}, {"chain", "INPUT"}}},
+                                 {"changes", 1},
+                                 {"confidence", "inferred"}});
+    CHECK(line["seen"] == json{{"since", "2026-08-01T12:00:06.000000000Z"},
+                               {"sent", {{"packets", 4}, {"by_dev", {{"eth0", 4}}}}},
+                               {"received", {{"packets", 5}, {"by_dev", {{"eth0", 3}, {"wlan0", 2}}}}}});
+    stopped.change.other_changes = 1;
+    stopped.chain = std::nullopt;
+    line = checked(json_line(stopped, "web-1"));
+    CHECK(line["change"]["by"].is_null());
+    CHECK(line["change"]["chain"].is_null());
 }
 
 TEST_CASE("a changed ruleset in JSON", "[output]") {

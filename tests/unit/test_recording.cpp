@@ -40,6 +40,7 @@ struct Collected : Visitor {
     void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
+    void stopped(Stopped value) override { stops.push_back(std::move(value)); }
     void evidence(evidence::Entry value) override { entries.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
@@ -54,6 +55,7 @@ struct Collected : Visitor {
     std::vector<resolve_rule::Snapshot> snapshots;
     std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
+    std::vector<Stopped> stops;
     std::vector<evidence::Entry> entries;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
@@ -123,6 +125,30 @@ RulesetChange sample_change() {
     return change;
 }
 
+Stopped sample_stopped() {
+    Stopped stopped;
+    stopped.time_ns = 1'700'000'031'000'000'000;
+    Drop& drop = stopped.cause.example;
+    drop.netns.inode = 4026532500;
+    drop.site.kind = DropKind::policy;
+    drop.site.reason = "NETFILTER_DROP";
+    drop.site.hook = Hook::forward;
+    Rule rule{Backend::iptables_nft, RuleFamily::ip6, "filter", "FORWARD", {}, {}, {}, {{"FORWARD", {}, {}}}};
+    rule.confidence = Confidence::inferred;
+    rule.evidence = "its counter";
+    rule.stale = true;
+    drop.rule = std::make_shared<const Rule>(rule);
+    stopped.cause.packets = 6;
+    stopped.cause.first_ns = 5;
+    stopped.cause.last_ns = 7;
+    stopped.change = sample_change();
+    stopped.chain = ChainName{RuleFamily::ip6, "filter", "FORWARD"};
+    stopped.changes = 3;
+    stopped.seen_since_ns = 8;
+    stopped.seen.sent = {4, {{"eth0", 3}, {"wlan0", 1}}, {}, {}};
+    return stopped;
+}
+
 Address address(std::array<std::uint8_t, 16> bytes, IpFamily family) {
     return {family, bytes};
 }
@@ -189,6 +215,7 @@ std::string sample_file(const Directory& directory) {
     REQUIRE(writer->snapshot(sample_snapshot()));
     REQUIRE(writer->look(sample_look()));
     REQUIRE(writer->ruleset(sample_change()));
+    REQUIRE(writer->stopped(sample_stopped()));
     REQUIRE(writer->evidence(sample_evidence()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
@@ -310,6 +337,27 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(look.bytes == std::vector<std::uint64_t>{700, resolve_rule::Look::no_counter});
     CHECK(look.problem == "none");
 
+    REQUIRE(got.stops.size() == 1);
+    const Stopped& stopped = got.stops[0];
+    CHECK(stopped.time_ns == 1'700'000'031'000'000'000);
+    CHECK(stopped.cause.example.netns.inode == 4026532500);
+    CHECK(stopped.cause.example.site.kind == DropKind::policy);
+    CHECK(stopped.cause.example.site.reason == "NETFILTER_DROP");
+    CHECK(stopped.cause.example.site.hook == Hook::forward);
+    REQUIRE(stopped.cause.example.rule);
+    CHECK(stopped.cause.example.rule->path.size() == 1);
+    CHECK(stopped.cause.example.rule->confidence == Confidence::inferred);
+    CHECK(stopped.cause.example.rule->evidence == "its counter");
+    CHECK(stopped.cause.example.rule->stale);
+    CHECK((stopped.cause.packets == 6 && stopped.cause.first_ns == 5 && stopped.cause.last_ns == 7));
+    CHECK(stopped.change.changers.size() == 2);
+    REQUIRE(stopped.chain);
+    CHECK((stopped.chain->family == RuleFamily::ip6 && stopped.chain->name == "FORWARD"));
+    CHECK((stopped.changes == 3 && stopped.seen_since_ns == 8));
+    CHECK(stopped.seen.sent.packets == 4);
+    CHECK(stopped.seen.sent.by_dev == std::map<std::string, std::uint64_t>{{"eth0", 3}, {"wlan0", 1}});
+    CHECK(stopped.seen.received.packets == 0);
+
     REQUIRE(got.changes.size() == 1);
     const RulesetChange& change = got.changes[0];
     CHECK(change.time_ns == 1'700'000'005'000'000'000);
@@ -429,7 +477,7 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Header header;
     header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 6, this one reads 5): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 7, this one reads 6): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};
@@ -461,6 +509,13 @@ TEST_CASE("recording: a change of a ruleset holds no more than it may") {
     change = sample_change();
     change.changers.resize(RulesetChange::max_changers + 1);
     CHECK_FALSE(ruleset_from_json(to_json(change)));
+    Stopped stopped = sample_stopped();
+    REQUIRE(stopped_from_json(to_json(stopped)));
+    stopped.cause.example.site.kind = DropKind::hook; // has no rule to speak of
+    CHECK_FALSE(stopped_from_json(to_json(stopped)));
+    stopped = sample_stopped();
+    stopped.change = change;
+    CHECK_FALSE(stopped_from_json(to_json(stopped)));
 }
 
 TEST_CASE("recording: damage after the beginning ends the replay with a warning") {

@@ -303,6 +303,38 @@ std::string json_line(const RulesetChange& change, const std::string& host) {
     return finish(line);
 }
 
+std::string json_line(const Stopped& stopped, const std::string& host) {
+    const Drop& drop = stopped.cause.example;
+    json line = line_head("stopped", stopped.time_ns, host);
+    line["netns"] = to_json(drop.netns);
+    line["drop"] = {
+        {"kind", to_string(drop.site.kind)}, {"reason", drop.site.reason}, {"hook", name_or_null(drop.site.hook)}};
+    line["rule"] = to_json(drop.rule.get(), drop.owner);
+    line["packets"] = number(stopped.cause.packets);
+    line["first"] = rfc3339_utc(stopped.cause.first_ns);
+    line["last"] = rfc3339_utc(stopped.cause.last_ns);
+    json chain = nullptr;
+    if (stopped.chain)
+        chain = {{"family", to_string(stopped.chain->family)},
+                 {"table", stopped.chain->table},
+                 {"chain", stopped.chain->name}};
+    const Changer* by = stopped.change.by();
+    line["change"] = {{"time", rfc3339_utc(stopped.change.time_ns)},
+                      {"backend", to_string(stopped.change.backend)},
+                      {"generation", stopped.change.generation},
+                      {"by", by ? to_json(by->process) : json(nullptr)},
+                      {"chain", std::move(chain)},
+                      {"changes", number(stopped.changes)},
+                      {"confidence", to_string(Confidence::inferred)}};
+    const auto way = [](const SeenWay& since) {
+        return json{{"packets", number(since.packets)}, {"by_dev", to_json(since.by_dev)}};
+    };
+    line["seen"] = {{"since", rfc3339_utc(stopped.seen_since_ns)},
+                    {"sent", way(stopped.seen.sent)},
+                    {"received", way(stopped.seen.received)}};
+    return finish(line);
+}
+
 std::string json_line(const Summary& summary, const std::string& host) {
     json line = line_head("summary", summary.until_ns, host);
     line["final"] = summary.final;
@@ -344,6 +376,10 @@ Status JsonOutput::lost(const Lost& lost) {
 
 Status JsonOutput::ruleset(const RulesetChange& change) {
     return write(json_line(change, host_));
+}
+
+Status JsonOutput::stopped(const Stopped& stopped) {
+    return write(json_line(stopped, host_));
 }
 
 Status JsonOutput::check(const CheckVerdict& verdict, std::int64_t time_ns) {

@@ -13,6 +13,7 @@ std::string schema() {
     { "$ref": "#/$defs/drop" },
     { "$ref": "#/$defs/lost" },
     { "$ref": "#/$defs/ruleset" },
+    { "$ref": "#/$defs/stopped" },
     { "$ref": "#/$defs/check" },
     { "$ref": "#/$defs/summary" }
   ],
@@ -474,6 +475,79 @@ std::string schema() {
           ]
         },
         "unknown": { "description": "why drops is null", "$ref": "#/$defs/text_or_null" }
+      }
+    },
+    "seen_since": {
+      "type": "object",
+      "required": ["packets", "by_dev"],
+      "properties": { "packets": { "$ref": "#/$defs/count" }, "by_dev": { "$ref": "#/$defs/counts" } }
+    },
+    "stopped": {
+      "description": "a rule or a policy that dropped has dropped nothing since a change of the ruleset, though packets of the filter came",
+      "type": "object",
+      "required": [
+        "schema_version", "type", "time", "host", "netns", "drop", "rule", "packets", "first", "last", "change", "seen"
+      ],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "stopped" },
+        "time": { "description": "when it was known", "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "netns": { "$ref": "#/$defs/netns" },
+        "drop": {
+          "type": "object",
+          "required": ["kind", "reason", "hook"],
+          "properties": {
+            "kind": { "enum": ["rule", "policy"] },
+            "reason": { "type": "string" },
+            "hook": { "$ref": "#/$defs/hook" }
+          }
+        },
+        "rule": { "$ref": "#/$defs/rule_or_null" },
+        "packets": { "description": "that it dropped before", "$ref": "#/$defs/count" },
+        "first": { "$ref": "#/$defs/time" },
+        "last": { "description": "the last drop: it stopped then", "$ref": "#/$defs/time" },
+        "change": {
+          "description": "the first change of rules that the packets may meet on their way to the rule, since the last drop",
+          "type": "object",
+          "required": ["time", "backend", "generation", "by", "chain", "changes", "confidence"],
+          "properties": {
+            "time": { "description": "as in its ruleset line", "$ref": "#/$defs/time" },
+            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "generation": { "$ref": "#/$defs/u32" },
+            "by": { "description": "null: several may have changed it", "$ref": "#/$defs/process_or_null" },
+            "chain": {
+              "description": "base chain by which the packets meet what differs; null: that is not known",
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "object",
+                  "required": ["family", "table", "chain"],
+                  "properties": {
+                    "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
+                    "table": { "type": "string" },
+                    "chain": { "type": "string" }
+                  }
+                }
+              ]
+            },
+            "changes": { "description": "of such rules since the last drop", "$ref": "#/$defs/count" },
+            "confidence": {
+              "description": "that this change did it is inferred from the times",
+              "enum": ["exact", "inferred"]
+            }
+          }
+        },
+        "seen": {
+          "description": "packets of the filter since shortly after the change, dropped later or not",
+          "type": "object",
+          "required": ["since", "sent", "received"],
+          "properties": {
+            "since": { "$ref": "#/$defs/time" },
+            "sent": { "$ref": "#/$defs/seen_since" },
+            "received": { "$ref": "#/$defs/seen_since" }
+          }
+        }
       }
     },
     "check": {

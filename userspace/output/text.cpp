@@ -123,14 +123,19 @@ bool is_inferred(const Drop& drop) {
     return drop.rule && drop.rule->confidence == Confidence::inferred;
 }
 
+// "ts-input rule 3", "the policy of INPUT"; for a drop that has a rule.
+std::string rule_name(const Drop& drop) {
+    const Rule& rule = *drop.rule;
+    return (drop.site.kind == DropKind::policy ? "the policy of " + printable(rule.chain)
+                                               : describe({rule.chain, rule.number, rule.handle}, rule.backend)) +
+           (is_inferred(drop) ? " (inferred)" : "");
+}
+
 // One cause in a few words, for a line of counts: "by ts-input rule 3".
 std::string cause_name(const Drop& drop) {
     const Rule* rule = drop.rule.get();
-    const std::string_view mark = is_inferred(drop) ? " (inferred)" : "";
-    if (drop.site.kind == DropKind::rule && rule != nullptr)
-        return fmt::format("by {}{}", describe({rule->chain, rule->number, rule->handle}, rule->backend), mark);
-    if (drop.site.kind == DropKind::policy && rule != nullptr)
-        return fmt::format("by the policy of {}{}", printable(rule->chain), mark);
+    if ((drop.site.kind == DropKind::rule || drop.site.kind == DropKind::policy) && rule != nullptr)
+        return "by " + rule_name(drop);
     if (drop.site.hook_function)
         return "by " + printable(drop.site.hook_function->text());
     if (drop.site.queue && drop.site.queue->number)
@@ -512,6 +517,37 @@ std::string seen_sentence(const Summary& summary) {
     return out;
 }
 
+// What changed on the packets' way, and what makes it the one that stopped the drops.
+std::string change_line(const Stopped& stopped) {
+    std::string out = fmt::format("{} by {}, ", clock_local(stopped.change.time_ns), changers_text(stopped.change));
+    if (stopped.chain) {
+        Rule of_chain;
+        of_chain.backend = stopped.change.backend;
+        of_chain.family = stopped.chain->family;
+        of_chain.table = stopped.chain->table;
+        out += fmt::format("on the way by {} in {} ({})", printable(stopped.chain->name), table_name(of_chain),
+                           tool_name(of_chain));
+    } else {
+        out += fmt::format("of {}; what it did is not known", to_string(stopped.change.backend));
+    }
+    const std::string which =
+        stopped.changes == 1 ? "the only change" : fmt::format("the first of {} changes", stopped.changes);
+    return fmt::format("{}. It is {} there since the last drop: that it stopped them is inferred from this, "
+                       "not seen",
+                       out, which);
+}
+
+std::string since_line(const Stopped& stopped) {
+    const SeenWay &sent = stopped.seen.sent, &received = stopped.seen.received;
+    std::string out = clock_local(stopped.seen_since_ns) + ": ";
+    if (sent.packets)
+        out += fmt::format("{} to there left by {}", counted(sent.packets, "packet"), devices(sent));
+    if (received.packets)
+        out += fmt::format("{}{} from there arrived on {}", sent.packets ? "; " : "",
+                           counted(received.packets, "packet"), devices(received));
+    return out;
+}
+
 void total_lines(Page& page, const Summary& summary, const std::string& filter) {
     const std::string span = duration_text(summary.until_ns - summary.since_ns);
     const std::string clock =
@@ -619,6 +655,25 @@ Status TextOutput::ruleset(const RulesetChange& change) {
         page.paragraph(fmt::format("  {} ", line.sign), line.text, 4, Paint::strong);
     if (more != 0)
         page.paragraph("  ", fmt::format("and {} more", more), 4);
+    return print(page.take());
+}
+
+Status TextOutput::stopped(const Stopped& stopped) {
+    if (options_.quiet)
+        return Ok{};
+    const Drop& drop = stopped.cause.example;
+    Page page(options_);
+    const std::string head = clock_local(stopped.time_ns) + " STOPPED  ";
+    page.paragraph(head,
+                   fmt::format("{} has dropped nothing since {} ({} before)", rule_name(drop),
+                               clock_local(stopped.cause.last_ns), counted(stopped.cause.packets, "packet")),
+                   head.size(), Paint::strong);
+    page.field("rule", rule_line(drop));
+    page.field("change", change_line(stopped));
+    page.field("since", since_line(stopped));
+    if (!drop.netns.initial)
+        page.field("netns", netns_name(drop.netns));
+    page.blank();
     return print(page.take());
 }
 

@@ -147,6 +147,9 @@ void describe(auto& archive, T& rule) {
     archive("text", rule.text);
     archive("path", rule.path);
     archive("verdict", rule.verdict);
+    archive("confidence", rule.confidence);
+    archive("evidence", rule.evidence);
+    archive("stale", rule.stale);
 }
 
 template <Is<ChangedRule> T>
@@ -170,6 +173,38 @@ void describe(auto& archive, T& change) {
     archive("more_removed", change.more_removed);
     archive("more_moved", change.more_moved);
     archive("unknown", change.unknown);
+}
+
+template <Is<ChainName> T>
+void describe(auto& archive, T& chain) {
+    archive("family", chain.family);
+    archive("table", chain.table);
+    archive("chain", chain.name);
+}
+
+template <Is<SeenWay> T>
+void describe(auto& archive, T& way) {
+    archive("packets", way.packets);
+    archive("by_dev", way.by_dev);
+}
+
+template <Is<Stopped> T>
+void describe(auto& archive, T& stopped) {
+    archive("time_ns", stopped.time_ns);
+    archive("netns", stopped.cause.example.netns.inode);
+    archive("kind", stopped.cause.example.site.kind);
+    archive("reason", stopped.cause.example.site.reason);
+    archive("hook", stopped.cause.example.site.hook);
+    archive("rule", stopped.cause.example.rule);
+    archive("packets", stopped.cause.packets);
+    archive("first_ns", stopped.cause.first_ns);
+    archive("last_ns", stopped.cause.last_ns);
+    archive("change", stopped.change);
+    archive("chain", stopped.chain);
+    archive("changes", stopped.changes);
+    archive("seen_since_ns", stopped.seen_since_ns);
+    archive("sent", stopped.seen.sent);
+    archive("received", stopped.seen.received);
 }
 
 template <Is<Route> T>
@@ -244,6 +279,10 @@ constexpr Hook last<Hook> = Hook::egress;
 template <>
 constexpr Backend last<Backend> = Backend::nftables;
 template <>
+constexpr Confidence last<Confidence> = Confidence::inferred;
+template <>
+constexpr DropKind last<DropKind> = DropKind::policy; // those that a rule or its chain has
+template <>
 constexpr RuleFamily last<RuleFamily> = RuleFamily::netdev;
 template <>
 constexpr Exactness last<Exactness> = Exactness::unavailable;
@@ -281,7 +320,10 @@ public:
         }
     }
     void write(const Address& address) { write(address.text()); }
-    void write(const std::shared_ptr<const Evidence>& evidence) { write(*evidence); }
+    template <typename T>
+    void write(const std::shared_ptr<const T>& value) {
+        write(*value);
+    }
     void write(const std::string& text) { out += json(text).dump(-1, ' ', false, json::error_handler_t::replace); }
     template <typename T>
     void write(const std::vector<T>& values) {
@@ -302,7 +344,8 @@ public:
 
     std::string out;
 
-    void write(const std::map<std::string, std::string>& values) {
+    template <typename T>
+    void write(const std::map<std::string, T>& values) {
         open('{');
         for (const auto& [name, text] : values) {
             separate();
@@ -407,15 +450,17 @@ public:
         address.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
         return inet_pton(ipv6 ? AF_INET6 : AF_INET, text.c_str(), address.bytes.data()) == 1;
     }
-    bool read(const json& in, std::shared_ptr<const Evidence>& evidence) {
-        Evidence value;
+    template <typename T>
+    bool read(const json& in, std::shared_ptr<const T>& shared) {
+        T value;
         if (!read(in, value)) {
             return false;
         }
-        evidence = std::make_shared<const Evidence>(std::move(value));
+        shared = std::make_shared<const T>(std::move(value));
         return true;
     }
-    bool read(const json& in, std::map<std::string, std::string>& values) {
+    template <typename T>
+    bool read(const json& in, std::map<std::string, T>& values) {
         if (!in.is_object()) {
             return false;
         }
@@ -489,6 +534,11 @@ Result<T> load(std::string_view text, std::string_view what) {
     return value;
 }
 
+bool is_too_large(const RulesetChange& change) {
+    return change.added.size() > RulesetChange::max_rules || change.removed.size() > RulesetChange::max_rules ||
+           change.moved.size() > RulesetChange::max_rules || change.changers.size() > RulesetChange::max_changers;
+}
+
 } // namespace
 
 std::string to_json(const Meta& meta) {
@@ -511,6 +561,10 @@ std::string to_json(const RulesetChange& change) {
     return save(change);
 }
 
+std::string to_json(const Stopped& stopped) {
+    return save(stopped);
+}
+
 std::string to_json(const evidence::Entry& entry) {
     return save(entry);
 }
@@ -521,12 +575,18 @@ Result<evidence::Entry> evidence_from_json(std::string_view text) {
 
 Result<RulesetChange> ruleset_from_json(std::string_view text) {
     auto change = load<RulesetChange>(text, "change of a ruleset");
-    if (change &&
-        (change->added.size() > RulesetChange::max_rules || change->removed.size() > RulesetChange::max_rules ||
-         change->moved.size() > RulesetChange::max_rules || change->changers.size() > RulesetChange::max_changers)) {
+    if (change && is_too_large(*change)) {
         return Error{ErrorKind::other, "the change of a ruleset has more rules or processes than there may be"};
     }
     return change;
+}
+
+Result<Stopped> stopped_from_json(std::string_view text) {
+    auto stopped = load<Stopped>(text, "end of drops");
+    if (stopped && is_too_large(stopped->change)) {
+        return Error{ErrorKind::other, "the change that ended drops has more rules or processes than there may be"};
+    }
+    return stopped;
 }
 
 Result<NetnsName> netns_from_json(std::string_view text) {

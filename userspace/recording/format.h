@@ -25,7 +25,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 5;
+constexpr std::uint32_t format_version = 6;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -54,6 +54,7 @@ enum class FrameType : std::uint32_t {
     // JSON of evidence::Entry, before the first drop that it belongs to; where that one waits for a look: before the
     // look
     evidence = 12,
+    stopped = 13, // JSON of Stopped
 };
 
 struct FrameHeader {
@@ -98,7 +99,9 @@ std::string to_json(const resolve_rule::Look&); // without its snapshot
 
 std::string to_json(const NetnsName&);
 std::string to_json(const evidence::Entry&);
-std::string to_json(const RulesetChange&); // without what the pipeline fills in: name of the namespace, owners
+// Without what the pipeline fills in: name of the namespace, owners. (Which chains differ is for Stopped alone.)
+std::string to_json(const RulesetChange&);
+std::string to_json(const Stopped&); // also without its packet
 
 // The opposite. `text` may be anything: fails, with one sentence, when it is not such JSON. Memory is bounded by
 // some twenty times the length of `text`.
@@ -107,6 +110,7 @@ Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
 Result<resolve_rule::Look> look_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
+Result<Stopped> stopped_from_json(std::string_view text);
 Result<evidence::Entry> evidence_from_json(std::string_view text);
 
 } // namespace tsdroptrace::recording

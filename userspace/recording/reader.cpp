@@ -83,6 +83,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::ruleset, 2, max_snapshot},
     {FrameType::look, 2, max_snapshot},
     {FrameType::evidence, 2, max_evidence},
+    {FrameType::stopped, 2, max_meta},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -194,6 +195,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
     case FrameType::look:
         return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
+    case FrameType::stopped:
+        return deliver(stopped_from_json(text(payload)),
+                       [&](Stopped stopped) { visitor_.stopped(std::move(stopped)); });
     case FrameType::evidence:
         return deliver(evidence_from_json(text(payload)),
                        [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });

@@ -140,6 +140,10 @@ Status Writer::ruleset(const RulesetChange& change) {
     return append_json(FrameType::ruleset, to_json(change), max_snapshot, "a change of a ruleset");
 }
 
+Status Writer::stopped(const Stopped& stopped) {
+    return append_json(FrameType::stopped, to_json(stopped), max_meta, "the end of drops");
+}
+
 Status Writer::evidence(const evidence::Entry& entry) {
     return append_json(FrameType::evidence, to_json(entry), max_evidence, "the evidence of a drop");
 }

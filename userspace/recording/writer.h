@@ -33,6 +33,7 @@ public:
     Status look(const resolve_rule::Look&);
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
+    Status stopped(const Stopped&);
     Status evidence(const evidence::Entry&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);

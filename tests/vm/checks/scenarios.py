@@ -293,6 +293,7 @@ def replay(group, guest, validator, program, scenario):
     for one, other in zip(before, after):
         group.equal(other, one, "a drop line replayed")
     group.equal(again.of_type("ruleset"), live.of_type("ruleset"), "lines of changed rulesets replayed")
+    group.equal(again.of_type("stopped"), live.of_type("stopped"), "lines of drops that have stopped replayed")
     for name in ("causes", "lost", "hidden"):
         group.equal(again.final[name], live.final[name], f"summary.{name} replayed")
     entries = lambda out: sorted(re.findall(r"^  rule    .*", out, re.M))  # noqa: E731
@@ -973,11 +974,59 @@ def ruleset_overlap(group, guest, validator):
     group.equal(changers - {"iptables-legacy"}, set(), "nobody is blamed for what was done in the other namespace")
 
 
+# ---- a fix that is made while tracing goes on ----
+
+def stopped(group, guest, validator, backend):
+    """What does not help is not said to have stopped anything; the second fix, as it is printed, is."""
+    scenario = f"stopped-{backend}"
+    run, marks = guest.run(scenario), guest.marks(scenario)
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    answered = {name: "39.156.70.37" in guest.text(f"{scenario}/dig.{name}") for name in ("before", "moved", "after")}
+    group.equal(answered, {"before": False, "moved": False, "after": True}, "when the resolver is heard")
+    fix = guest.text(f"{scenario}/fix").strip()
+    group.true("100.100.0.0/16" in fix and "INPUT" in fix, "the second fix that is printed", fix)
+    changes = {name: {"pid": int(pid), "comm": comm[:15]} for name, pid, comm in
+               map(str.split, guest.text(f"{scenario}/changes").splitlines())}
+    told = {name: [line for line in run.of_type("ruleset") if line["by"] == by] for name, by in changes.items()}
+    group.equal({name: len(lines) for name, lines in told.items()}, {"moved": 1, "fix": 1}, "lines of changed rulesets")
+
+    rule = run.drops[-1]["rule"]
+    causes = [c for c in run.final["causes"] if c["rule"] and c["rule"]["text"] == rule["text"]]
+    group.equal(sorted(c["rule"]["number"] for c in causes), [rule["number"] - 1, rule["number"]],
+                "causes of the rule, which has been moved")
+    stops = run.of_type("stopped")
+    if not group.equal(len(stops), 1, "drops are said to have stopped once") or not told["fix"]:
+        return
+    line, change = stops[0], told["fix"][0]
+    group.true(marks["moved"] < seconds(line["last"]) < marks["fix"] <= seconds(change["time"]), "the order of things", line)
+    group.true(3 <= seconds(line["time"]) - seconds(change["time"]), "told once it is sure", line)
+    group.fields(line, {
+        "netns": {"inode": guest.netns, "name": None},
+        "drop": {"kind": "rule", "reason": reason(guest, "NETFILTER_DROP")["reason"], "hook": "input"},
+        "rule": rule, "packets": sum(c["packets"] for c in causes), "first": min(c["first"] for c in causes),
+        "last": max(c["last"] for c in causes),
+        "change": {"time": change["time"], "generation": change["generation"], "by": changes["fix"],
+                   "backend": change["backend"],
+                   "chain": {"family": "ip", "table": "filter", "chain": "INPUT"}, "changes": 1,
+                   "confidence": "inferred"},
+        "seen": {"since": lambda since: seconds(change["time"]) <= seconds(since) < seconds(line["time"]),
+                 "sent": {"packets": lambda n: n > 0, "by_dev": lambda devices: list(devices) == ["eth0"]},
+                 "received": {"packets": lambda n: n > 0, "by_dev": lambda devices: list(devices) == ["eth0"]}}},
+        "the stopped line")
+    by = changes["fix"]
+    for text in (f"STOPPED ts-input rule {rule['number']}", "has dropped nothing since", rule["text"],
+                 f"by {by['comm']}[{by['pid']}]", "INPUT in table", "the only change", "inferred"):
+        group.true(text in " ".join(run.out.split()), f"the terminal says {text!r}", run.out[-2500:])
+
+
 # ---- all of it ----
 
 SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exact") for backend in BACKENDS),
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
+             *(f"stopped-{backend}" for backend in BACKENDS),
              *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), *inferred.SCENARIOS, *hooks.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
@@ -988,7 +1037,8 @@ NOT_EVERYWHERE = {
     "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
-    "legacy-bridge": ["6.12", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
+    "stopped-nftables": ["5.10", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 def scenarios_of(series, everything):
@@ -1033,6 +1083,9 @@ def all_checks(report, guest, validator, program):
         scenario = f"inferred-{backend}"
         run(scenario, f"rules inferred from their counters, {backend}", inferred.inferred, validator, backend)
         run_replay(scenario, f"replay of inferred rules, {backend}")
+        scenario = f"stopped-{backend}"
+        run(scenario, f"drops that stop, {backend}", stopped, validator, backend)
+        run_replay(scenario, f"replay of drops that stop, {backend}")
     run("oracle-mixed", "random rules of two backends at once", differential.random_rules, validator, "mixed")
     run("incident-legacy", "recordings that are none", recordings_refused, program)
     run("various", "drops without a rule", kernel_drops, validator)
