@@ -7,6 +7,7 @@ the catalogue (userspace/explain/catalogue) again."""
 import re
 
 from .guest import check_lines, check_terminal
+from .scenarios import replay
 
 NFT_REJECT = "reject with icmpx admin-prohibited"
 REJECT = "-j REJECT --reject-with icmp-port-unreachable"
@@ -33,7 +34,7 @@ EXPECTED = {
         (7312, "firewalld", ("firewalld", "filter_INPUT_POLICIES", NFT_REJECT),
          "firewall-cmd --zone=trusted --add-source=10.0.0.1"),
         (7313, "firewalld", ("firewalld", "filter_FORWARD_POLICIES", NFT_REJECT),
-         "firewall-cmd --zone=trusted --add-interface=eth0"),
+         "firewall-cmd --zone=trusted --change-interface=eth0"),
     ]),
     "fail2ban": (None, [
         (7321, "fail2ban-ban",
@@ -128,12 +129,13 @@ def program_rules(group, guest, validator, program):
     group.equal(run.final["lost"], {}, "nothing was lost")
 
 
-def all_checks(report, guest, validator):
+def all_checks(report, guest, validator, program):
     def ran(group):
         for name in SCENARIOS:
             status, lasted = guest.scenarios.get(name, ("did not run", 0))
             group.equal(status, 0, f"{name}: how it ended (after {lasted:.0f} s; its log: {guest.directory}/{name}/log)")
 
     report.run("owners", "the programs ran", ran)
-    for program in EXPECTED:
-        report.run("owners", f"rules of {program}", program_rules, guest, validator, program)
+    for name in EXPECTED:
+        report.run("owners", f"rules of {name}", program_rules, guest, validator, name)
+        report.run("owners", f"replay: {name}", replay, guest, validator, program, f"owner-{name}")
