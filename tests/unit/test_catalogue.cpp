@@ -65,11 +65,11 @@ class Case {
 public:
     explicit Case(const YAML::Node& node) : node_(node) {
         static const std::set<std::string> known{
-            "id",      "says",   "hides",        "fix",     "fixes",   "risk",         "kind",      "hook",
-            "backend", "table",  "chain",        "family",  "path",    "jumps",        "text",      "verdict",
-            "src",     "dst",    "sport",        "dport",   "proto",   "ct",           "in",        "out",
-            "mark",    "length", "reason",       "queue",   "sender",  "location",     "function",  "program_id",
-            "unknown", "route",  "tailnet_peer", "sysctls", "waiting", "socket_waits", "confidence"};
+            "id",      "says",   "hides",        "fix",     "fixes",   "risk",         "kind",       "hook",
+            "backend", "table",  "chain",        "family",  "path",    "jumps",        "text",       "verdict",
+            "src",     "dst",    "sport",        "dport",   "proto",   "ct",           "in",         "out",
+            "mark",    "length", "reason",       "queue",   "sender",  "location",     "function",   "program_id",
+            "unknown", "route",  "tailnet_peer", "sysctls", "waiting", "socket_waits", "confidence", "direction"};
         for (const auto& entry : node) {
             INFO(entry.first.Scalar());
             REQUIRE(known.contains(entry.first.Scalar()));
@@ -128,7 +128,7 @@ private:
         packet.dport = static_cast<std::uint16_t>(std::stoi(text("dport", "53")));
         packet.length = static_cast<std::uint32_t>(std::stoi(text("length", "84")));
         packet.mark = static_cast<std::uint32_t>(std::stoul(text("mark", "0"), nullptr, 0));
-        packet.direction = leaves ? Direction::to : Direction::from;
+        packet.direction = text("direction", leaves ? "to" : "from") == "to" ? Direction::to : Direction::from;
         packet.received = !leaves;
         if (node_["ct"])
             packet.ctinfo = static_cast<std::uint8_t>(node_["ct"].as<int>());
@@ -638,7 +638,8 @@ TEST_CASE("explain.d: mistakes are told with their line and what was expected", 
     CHECK(problems_of("causes:\n  - {id: x, say: \"by {in_dev\"}\n") == Lines{"2: a \"{\" without its \"}\""});
     CHECK(problems_of("causes:\n  - id: x\n    say: x\n    fixes:\n      - do: reboot\n") ==
           Lines{"5: a fix needs \"risk\""});
-    CHECK(problems_of("owners:\n  - name: me\n") == Lines{"2: an owner needs \"comment\", \"chain\" or \"table\""});
+    CHECK(problems_of("owners:\n  - name: me\n") ==
+          Lines{"2: an owner needs \"comment\", \"chain\", \"set\" or \"table\""});
     CHECK(problems_of("owners:\n  - {name: me, table: mine}\n") ==
           Lines{"2: the table \"mine\" needs its family before it: \"inet mine\", or \"* mine\" for any family"});
     CHECK(problems_of("services:\n  - {address: 10.0.0.1, is: x, source: y}\n") ==

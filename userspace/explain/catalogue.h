@@ -85,13 +85,13 @@ struct KnownCause {
     std::string_view reference;         // an address, or an issue: tailscale/tailscale#15863; may be empty
 };
 
-enum class Clue : std::uint8_t { comment, chain, table };
+enum class Clue : std::uint8_t { comment, chain, set, table };
 
 // Who writes rules under this name.
 struct OwnerPattern {
     Clue clue = Clue::chain;
-    // comment: text within the rule; chain: its name; table: "family name", as nft prints it. A * at the end
-    // stands for anything, and so does a family of *.
+    // comment: text within the rule; chain: its name; set: the name of an ipset that the rule asks; table: "family
+    // name", as nft prints it. A * at the end stands for anything, and so does a family of *.
     std::string_view pattern;
     std::string_view name;
     std::string_view configured_by; // a command or a setting, as in FixTemplate; may be empty

@@ -140,12 +140,12 @@ public:
     void note(const YAML::Node& node) { into_.notes.push_back(sentence(node)); }
 
     void owner(const YAML::Node& node) {
-        const Map map(node, "an owner", {"name", "comment", "chain", "table", "configured_by"});
+        const Map map(node, "an owner", {"name", "comment", "chain", "set", "table", "configured_by"});
         const std::string name = map.text("name"), configured_by = map.text_or_empty("configured_by");
         const OwnerPattern owner{Clue::chain, {}, into_.keep(name), into_.keep(configured_by)};
         std::vector<OwnerPattern> patterns;
-        for (const auto& [key, clue] :
-             {std::pair{"comment", Clue::comment}, std::pair{"chain", Clue::chain}, std::pair{"table", Clue::table}})
+        for (const auto& [key, clue] : {std::pair{"comment", Clue::comment}, std::pair{"chain", Clue::chain},
+                                        std::pair{"set", Clue::set}, std::pair{"table", Clue::table}})
             if (const auto found = map.find(key))
                 for (const std::string_view pattern : values(*found, fmt::format("\"{}\"", key))) {
                     if (clue == Clue::table && pattern.find(' ') == std::string_view::npos)
@@ -158,7 +158,7 @@ public:
                     patterns.back().pattern = pattern;
                 }
         if (patterns.empty())
-            fail(node, "an owner needs \"comment\", \"chain\" or \"table\"");
+            fail(node, "an owner needs \"comment\", \"chain\", \"set\" or \"table\"");
         into_.owners.insert(into_.owners.end(), patterns.begin(), patterns.end());
     }
 

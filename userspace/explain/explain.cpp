@@ -69,12 +69,24 @@ std::vector<Fix> fill_fixes(std::span<const FixTemplate> templates, const Subjec
     return fixes;
 }
 
+// The name of the first ipset that a rule of iptables asks; empty when there is none.
+std::string_view set_name(const Rule& rule) {
+    constexpr std::string_view option = "--match-set ";
+    const std::size_t at = rule.text ? rule.text->find(option) : std::string::npos;
+    if (at == std::string::npos)
+        return {};
+    const std::string_view rest = std::string_view(*rule.text).substr(at + option.size());
+    return rest.substr(0, rest.find(' '));
+}
+
 bool is_clue(const OwnerPattern& pattern, const Rule& rule) {
     switch (pattern.clue) {
     case Clue::comment:
         return rule.text && rule.text->find(pattern.pattern) != std::string::npos;
     case Clue::chain:
         return matches(pattern.pattern, rule.chain);
+    case Clue::set:
+        return matches(pattern.pattern, set_name(rule));
     case Clue::table: {
         const std::size_t space = pattern.pattern.find(' ');
         return matches(pattern.pattern.substr(0, space), to_string(rule.family)) &&
@@ -90,6 +102,8 @@ std::string clue_text(Clue clue, const Rule& rule) {
         return "its comment";
     case Clue::chain:
         return "chain " + rule.chain;
+    case Clue::set:
+        return fmt::format("set {}", set_name(rule));
     case Clue::table:
         return fmt::format("table {} {}", to_string(rule.family), rule.table);
     }
