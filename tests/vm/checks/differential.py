@@ -219,7 +219,9 @@ def random_rules(group, guest, validator, backend, broken=False):
                 dropped += 1
                 if primed and guest.may_be_unseen({"rule": got["rule"], "drop": got}):
                     unknown["unseen"] += 1
-                elif primed and kind != "no_path":
+                elif primed and guest.old and "a match of iptables-nft that may drop by itself" in (got["unknown"] or ""):
+                    unknown["suspects"] += 1  # 5.10 frees all packets in one place; what may have dropped it is traced now
+                elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
     print(f"    {backend}: {dropped} packets that a rule or a policy dropped; not fully known: {dict(unknown)}")
     group.true(dropped >= (30 if backend == "mixed" else 100), "packets that rules and policies dropped", dropped)
@@ -227,6 +229,7 @@ def random_rules(group, guest, validator, backend, broken=False):
     # Gotos may lead to a chain in more ways than one: chance decides how often.
     group.true(unknown["no_path"] <= dropped / 2, "drops without the whole path", unknown["no_path"])
     group.true(unknown["unseen"] <= dropped / 50, "drops that the kernel ran no probe for", unknown["unseen"])
+    group.true(unknown["suspects"] <= dropped / 50, "drops by a policy, or else by a match", unknown["suspects"])
     # The oracle itself must notice what is off by one (only policies have neither number nor handle), lacking, or told
     # twice.
     named = [one for _, one in faults["shifted"].right_ones if one["rule"]["number"] or one["rule"]["handle"]]
