@@ -18,6 +18,7 @@
 #include "match.h"
 #include "packet.h"
 #include "ebt_table.h"
+#include "per_cpu.h"
 
 const volatile bool percpu_counters; // false where the kernel has room for one CPU only: counters are in place
 const volatile __u32 cpus;           // that the kernel has room for
@@ -185,28 +186,6 @@ static __always_inline void shadow_is_gone(struct traversals *here, u64 table)
 	if (here->taken[taken_place(table)].table == table)
 		here->taken[taken_place(table)].table = 0;
 }
-
-// What to add to a per-CPU address to get this CPU's copy.
-#ifdef TSDT_KPROBES
-const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no types of variables
-
-static __always_inline u64 this_cpu_offset(void)
-{
-	u64 offset = 0;
-
-	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)per_cpu_offset_at + bpf_get_smp_processor_id());
-	return offset;
-}
-#else
-extern const struct rq runqueues __ksym; // any per-CPU variable will do
-
-static __always_inline u64 this_cpu_offset(void)
-{
-	const struct rq *per_cpu = KERNEL_VARIABLE(runqueues);
-
-	return (u64)bpf_this_cpu_ptr(per_cpu) - (u64)per_cpu;
-}
-#endif
 
 static __always_inline u32 first_slot(u64 table)
 {

@@ -84,30 +84,6 @@ static __always_inline bool compat_in_process(void *ctx)
 	return !(BPF_CORE_READ(task, flags) & kernel_thread) && compat_in_task(ctx);
 }
 
-// The address of a variable of the kernel. The verifier looks through all of the kernel's types for each instruction that
-// loads it: so that is one, and not one for each use.
-#define KERNEL_VARIABLE(name)                           \
-	({                                              \
-		typeof(name) *address__ = &(name);      \
-		asm volatile("" : "+r"(address__));     \
-		address__;                              \
-	})
-
-extern const bool nf_skb_duplicated __ksym __weak;
-
-// Whether a copy that TEE or dup has made passes the tables now, in the middle of another packet's way: per task from
-// 6.16 (a1f1acb9c5db), per CPU before.
-__noinline int compat_duplicating(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	const bool *per_cpu;
-
-	if (bpf_core_field_exists(task->in_nf_duplicate))
-		return BPF_CORE_READ_BITFIELD_PROBED(task, in_nf_duplicate);
-	per_cpu = KERNEL_VARIABLE(nf_skb_duplicated);
-	return per_cpu ? *(const bool *)bpf_this_cpu_ptr(per_cpu) : false;
-}
-
 enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };
 
 // Whether a program may read past the end of a kernel struct that ends in a byte array, as in its expressions'

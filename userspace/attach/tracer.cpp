@@ -712,6 +712,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
+    const bool is_first = objects.empty() && with_functions;
+    const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not with kprobes
+    object.set_autoload("find_per_cpu_memory", is_first);
 
     if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
         return error;
@@ -721,6 +724,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         if (const int error = fill_filter(object); error || fill_hook_callers(object))
             return error ? error : -errno;
         keep_counts(object);
+    }
+    if (is_first && find_per_cpu_memory) {
+        LIBBPF_OPTS(bpf_test_run_opts, run);
+        if (const int error = bpf_prog_test_run_opts(bpf_program__fd(find_per_cpu_memory), &run))
+            return error;
     }
 
     if (with_emitter && emit) {
@@ -733,7 +741,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     std::vector<Attachment> attachments;
     bpf_program* program;
     bpf_object__for_each_program (program, object.get())
-        if (bpf_program__autoload(program) && program != emit)
+        if (bpf_program__autoload(program) && program != emit && program != find_per_cpu_memory)
             attachments.push_back({.program = program, .address = address_of(program)});
     attach_all(attachments);
     std::vector<Link> new_emitter_links;
