@@ -219,8 +219,8 @@ def random_rules(group, guest, validator, backend, broken=False):
                 dropped += 1
                 if primed and guest.may_be_unseen({"rule": got["rule"], "drop": got}):
                     unknown["unseen"] += 1
-                elif primed and guest.old and "a match of iptables-nft that may drop by itself" in (got["unknown"] or ""):
-                    unknown["suspects"] += 1  # 5.10 frees all packets in one place; what may have dropped it is traced now
+                elif primed and guest.may_be_suspects({"rule": got["rule"], "drop": got}):
+                    unknown["suspects"] += 1
                 elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
     print(f"    {backend}: {dropped} packets that a rule or a policy dropped; not fully known: {dict(unknown)}")
