@@ -7,6 +7,11 @@
 #include "module_types_5_10.h"
 
 #define VERIFIED_ONCE static __noinline
+#define CALLED_ONCE static __always_inline // calls may be eight deep, loops included
+
+// The kernel runs no kprobe while another one is at work on that CPU, nor while a process reads or writes a BPF map there:
+// what a softirq dropped just then, none has seen.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_SEEN
 
 #define ENTRY_OF(function) SEC("kprobe/" #function)
 #define EXIT_OF(function) SEC("kretprobe/" #function)
@@ -108,6 +113,7 @@ static __always_inline u32 next_id(void)
 		read__;                                                                                            \
 	})
 #define MODULE_FIELD_OFFSET(type, field) __builtin_offsetof(struct type##_5_10, field)
+#define compat_knows_matches() true
 
 // ---- calls under way: what a function was called with, for when it returns ----
 

@@ -8,6 +8,7 @@
 #include "packet.h"
 #include "text.h"
 #include "nft_rule.h"
+#include "ipt_match.h"
 #ifndef TSDT_KPROBES
 #include "hook_function.h"
 #include "queue.h"
@@ -26,6 +27,7 @@ const volatile bool by_reason;
 const volatile bool by_netns;
 const volatile bool by_device;  // is in `devices`
 const volatile bool rules_only; // a rule or a policy dropped it
+const volatile bool inferred;   // which rule dropped a packet, userspace infers: here it may be any that netfilter dropped
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -117,6 +119,7 @@ enum place {
 	PLACE_NF_HOOK_SLOW = 3,
 	PLACE_NF_QUEUE = 4,
 	PLACE_REINJECT = 5,
+	PLACE_BRIDGE_PREROUTING = 6, // nf_hook_slow's part there; but not all that dies in it is netfilter's
 };
 
 struct {
@@ -289,7 +292,8 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 {
 	if (!drop)
 		return 0;
-	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY))
+	if (rules_only && (drop->key.source < TSDT_SOURCE_NFT_RULE || drop->key.source > TSDT_SOURCE_LEGACY_POLICY) &&
+	    !(inferred && drop->key.source == TSDT_SOURCE_NETFILTER))
 		return 0;
 	if (by_netns && !chosen(TSDT_CHOICE_NETNS, drop->key.netns))
 		return 0;
@@ -332,6 +336,8 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 		place = PLACE_NF_QUEUE;
 	else if (begins_with(scratch->symbol, "nf_reinject+", 12) || begins_with(scratch->symbol, "nfqnl_reinject+", 15))
 		place = PLACE_REINJECT;
+	else if (begins_with(scratch->symbol, "br_handle_frame+", 16) || begins_with(scratch->symbol, "nf_hook_bridge_pre", 18))
+		place = PLACE_BRIDGE_PREROUTING;
 	bpf_map_update_elem(&places, &location, &place, BPF_ANY);
 	return place;
 }
@@ -364,8 +370,9 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 static u64 rule_site, policy_site;
 
 // No expression is known to have dropped the packet: may the policy of this chain have done so? The expression may be
-// one that is not traced, or not yet, or its program may not have been run, so all that is known must agree.
-static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place)
+// one that is not traced, or not yet, or its program may not have been run, so all that is known must agree. `suspect`: a
+// match on the way may have dropped the packet (struct path).
+static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_cause_key *key, u32 place, u64 suspect)
 {
 	u64 base = chain_address - MODULE_FIELD_OFFSET(nft_base_chain, chain);
 
@@ -375,12 +382,12 @@ static __noinline bool policy_may_drop(u64 chain_address, const struct tsdt_caus
 	    MODULE_READ(nft_base_chain, base, ops.hooknum) != key->hook)
 		return false;
 	if (place != PLACE_NFT_DO_CHAIN || !rule_site)
-		return true;
+		return !suspect;
 	if (key->location != rule_site) {
 		policy_site = key->location;
 		return true;
 	}
-	return !policy_site; // a compiler might make one place of the two
+	return !policy_site && !suspect; // a compiler might make one place of the two
 }
 
 // nf_tables: what the trail of the traversal `pkt` says. The hook is known already.
@@ -423,7 +430,8 @@ VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 		return 0;
 	}
 	key->unknown = TSDT_UNKNOWN_EXPRESSION;
-	if (policy_may_drop(base_chain, key, place)) {
+	find_suspect_on(&scratch->path);
+	if (policy_may_drop(base_chain, key, place, scratch->path.suspect)) {
 		key->source = TSDT_SOURCE_NFT_POLICY;
 		key->unknown = TSDT_UNKNOWN_NONE;
 		key->rule = base_chain;
@@ -482,7 +490,8 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 	scratch->drop.key.unknown = TSDT_UNKNOWN_QUEUE;
 	return NULL;
 }
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 }
 static __always_inline void list_hook_functions(struct tsdt_cause *cause, u64 skb)
@@ -541,14 +550,15 @@ static __always_inline const struct verdict *attribute_queued(struct scratch *sc
 }
 
 // At which hook nf_hook_slow has dropped the packet: by who called it.
-static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location)
+static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct tsdt_drop *drop, u32 emitter, u64 location,
+					      u32 below)
 {
 	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &emitter);
 	u32 hook;
 
 	if (!search || bpf_get_stack(ctx, search->frames, sizeof(search->frames), 0) <= 0)
 		return;
-	hook = find_hook(emitter, location);
+	hook = find_hook(emitter, location, below);
 	if (!hook)
 		return;
 	drop->key.pf = hook >> 8;
@@ -611,15 +621,22 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
 		cause->steps = 1;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
-	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff) {
+	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff &&
+		   place_of(cause->key.location, scratch) == PLACE_NF_HOOK_SLOW) {
 		list_hook_functions(cause, skb);
+	} else if (traces_nft && cause->key.unknown == TSDT_UNKNOWN_EXPRESSION && scratch->path.suspect) {
+		name_function(&cause->step[0], scratch->path.suspect);
+		cause->steps = 1;
 	} else if (with_verdict) {
 		cause->family = verdict->family;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
 		if (verdict->named) {
 			bpf_probe_read_kernel_str(cause->step[0].chain, sizeof(cause->step[0].chain), verdict->chain);
 			cause->step[0].number = verdict->number;
+			cause->step[0].by_match = verdict->by_match;
 			cause->steps = 1;
+		} else if (traces_legacy && cause->key.unknown == TSDT_UNKNOWN_NO_COUNTER) {
+			list_matches(cause, verdict);
 		}
 	}
 	// Another CPU may have been faster: then its entry, and its id, stand.
@@ -706,11 +723,14 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	drop->key.hook = 0xff;
 	scratch->in_task = compat_in_task(ctx);
 	place = place_of(location, scratch);
+	if (place == PLACE_BRIDGE_PREROUTING &&
+	    !(verdict && verdict->pf == NFPROTO_BRIDGE && verdict->hook == NF_BR_PRE_ROUTING))
+		place = PLACE_OTHER;
 	if (rules_only && place == PLACE_OTHER)
 		return 0;
 	// A table's verdict is carried out in nf_hook_slow, or after a queue in nf_reinject. One that is still there when
 	// the packet dies elsewhere was about an earlier packet, in the same skb.
-	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT)
+	if (place != PLACE_NF_HOOK_SLOW && place != PLACE_REINJECT && place != PLACE_BRIDGE_PREROUTING)
 		verdict = NULL;
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
@@ -730,9 +750,10 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 		verdict = attribute_queued(scratch, skb, address);
 	} else if (place != PLACE_OTHER) {
 		drop->key.source = TSDT_SOURCE_NETFILTER;
-		drop->key.unknown = TSDT_UNKNOWN_NOT_TRACED;
-		if (place == PLACE_NF_HOOK_SLOW)
-			find_hook_of_drop(ctx, drop, emitter, location);
+		drop->key.unknown = COMPAT_UNKNOWN_UNSEEN;
+		// nft_do_chain, where it is not traced: its caller stands at the hook.
+		if (place == PLACE_NF_HOOK_SLOW || place == PLACE_NFT_DO_CHAIN)
+			find_hook_of_drop(ctx, drop, emitter, location, place == PLACE_NFT_DO_CHAIN);
 	}
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))

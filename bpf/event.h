@@ -34,12 +34,14 @@ enum tsdt_source {
 enum tsdt_unknown {
 	TSDT_UNKNOWN_NONE = 0,
 	TSDT_UNKNOWN_NOT_TRACED = 1,      // nothing was seen: a hook function without rules, or a backend that is not traced
-	TSDT_UNKNOWN_EXPRESSION = 2,      // nf_tables: an expression that is not traced set the verdict
+	TSDT_UNKNOWN_EXPRESSION = 2,      // nf_tables: an expression that is not traced set the verdict, or may have
 	TSDT_UNKNOWN_TRAVERSAL_LOST = 3,  // an interrupting traversal overwrote the record
 	TSDT_UNKNOWN_NO_COUNTER = 4,      // x_tables: no counter of a dropping rule moved (a match or an extension target dropped)
 	TSDT_UNKNOWN_MANY_COUNTERS = 5,   // x_tables: several moved (two packets at once on this CPU, or counters being restored)
 	TSDT_UNKNOWN_NO_BASELINE = 6,     // x_tables: the table was being replaced, or has more dropping rules than are watched
 	TSDT_UNKNOWN_QUEUE = 7,           // it was in a queue for a program, or on its way there: see tsdt_queue
+	TSDT_UNKNOWN_NOT_SEEN = 8,        // kprobes: as NOT_TRACED, or the kernel has skipped the probes for this packet
+	TSDT_UNKNOWN_MANY_POLICIES = 9,   // ebtables: a policy dropped it, and several chains have that one
 };
 
 // tsdt_cause_key.queue: 0 when no queue (NFQUEUE) has to do with the drop. Else one of these, with TSDT_QUEUE_NUMBERED
@@ -77,7 +79,7 @@ struct tsdt_step {
 	__u64 chain_handle; // as `nft -a` prints it
 	__u64 handle;       // of the rule
 	__u32 number;       // 1-based position of the rule in its chain, 0 when it could not be read
-	__u32 pad;
+	__u32 by_match;     // 1: it was a match of this rule that dropped the packet by itself
 };
 
 // A cause: the value in the map `causes`, written once when it is first met, then only counted up.
@@ -90,8 +92,9 @@ struct tsdt_cause {
 	__u32 id;       // unique in this run, never 0
 	__u16 family;   // NFPROTO_* of the table: inet is 1, ip 2, arp 3, netdev 5, bridge 7, ip6 10; 0 when there is no table
 	// nf_tables: how many of `step` are filled in; x_tables: 1 when chain and number are known, else 0. HOOK_FUNCTION:
-	// 1, the chain is the function's symbol. NETFILTER, NOT_TRACED: the chains are the symbols of the functions that are
-	// registered at the hook.
+	// 1, the chain is the function's symbol. NETFILTER: functions one of which may have dropped the packet, with their
+	// symbols as chains. NOT_TRACED: those registered at the hook. NO_COUNTER: of the table's matches that may drop by
+	// themselves; EXPRESSION: one of the matches of iptables-nft that may; both with their addresses as handles.
 	__u16 steps;
 	__u64 table_handle; // nf_tables only
 	char table[TSDT_NAME_LEN]; // HOOK_FUNCTION: name of the BPF program
@@ -186,6 +189,37 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
+// What userspace replaces in the instructions of programs that see every packet: numbers in the kernel's BTF, which a
+// constant would cost a load for.
+enum tsdt_placeholder {
+	TSDT_RDONLY_CAST = 0x7eed0001, // of a call
+	TSDT_TYPE_IPHDR = 0x7eed0002,
+	TSDT_TYPE_IPV6HDR = 0x7eed0003,
+};
+
+// Packets of the filter that pass, by device: key and value of the map `seen`.
+enum tsdt_seen_way {
+	TSDT_SEEN_SENT = 0,     // toward the range, handed to the device's driver
+	TSDT_SEEN_RECEIVED = 1, // from the range, come in by the device
+};
+
+struct tsdt_seen_key {
+	__u32 netns; // inode of the device's network namespace
+	__u32 way;   // enum tsdt_seen_way
+	char dev[TSDT_IFNAME_LEN];
+};
+
+struct tsdt_seen {
+	__u64 packets;
+	__u64 first_ns; // CLOCK_MONOTONIC
+	__u64 last_ns;
+};
+
+struct tsdt_seen_count { // both, where they are handed on
+	struct tsdt_seen_key key;
+	struct tsdt_seen value;
+};
+
 // Who changed a ruleset: the record in the ring buffer `changes`. Sent when the change is complete, before `generation` is
 // there.
 struct tsdt_ruleset_change {
@@ -204,7 +238,10 @@ enum tsdt_ruleset {
 	TSDT_RULESET_NF_TABLES = 0,
 	TSDT_RULESET_IP_TABLES = 1,
 	TSDT_RULESET_IP6_TABLES = 2,
-	TSDT_RULESET_MAX = 3,
+	TSDT_RULESET_ARP_TABLES = 3,
+	TSDT_RULESET_BRIDGE_FILTER = 4, // ebtables: the table filter
+	TSDT_RULESET_BRIDGE_NAT = 5,    // and nat; broute drops nothing
+	TSDT_RULESET_MAX = 6,
 };
 
 // Records of changes in one second: those beyond are counted by netns class (enum tsdt_netns_class), not sent.
@@ -236,5 +273,6 @@ TSDT_ASSERT(sizeof(struct tsdt_cause) == 48 + 32 + 8 + 8 + TSDT_NAME_LEN + TSDT_
 	    "tsdt_cause has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_headers) == 40, "tsdt_headers has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_drop) == 248, "tsdt_drop has no padding");
+TSDT_ASSERT(sizeof(struct tsdt_seen_count) == 48, "tsdt_seen_count has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_ruleset_change) == 64, "tsdt_ruleset_change has no padding");
 TSDT_ASSERT(sizeof(struct tsdt_flow_key) == 44, "tsdt_flow_key has no padding");

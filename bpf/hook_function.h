@@ -85,13 +85,21 @@ __noinline int hook_of_caller(u32 which)
 }
 
 // NFPROTO_* << 8 | hook for which nf_hook_slow was called, 0 when that is not known. The frames have been filled in.
-__noinline int find_hook(u32 which, u64 location)
+// `below`: how many functions of a hook lie between nf_hook_slow and the location.
+__noinline int find_hook(u32 which, u64 location, u32 below)
 {
 	struct hook_search *search = bpf_map_lookup_elem(&hook_searches, &which);
 	u32 hook;
 
 	if (!search)
 		return 0;
+	if (below) {
+		search->caller = caller_of(search, location, 1);
+		compat_symbol(search->symbol, sizeof(search->symbol), search->caller);
+		if (!begins_with(search->symbol, "nf_hook_slow+", 13))
+			return 0;
+		location = search->caller;
+	}
 	search->caller = caller_of(search, location, 0);
 	hook = hook_of_caller(which);
 	if (!hook) {

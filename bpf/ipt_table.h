@@ -15,12 +15,15 @@
 // packet in the wrong. Where that cannot be told, there is no rule.
 #pragma once
 
-#include "maps.h"
+#include "match.h"
 #include "packet.h"
+#include "ebt_table.h"
+#include "per_cpu.h"
 
 const volatile bool percpu_counters; // false where the kernel has room for one CPU only: counters are in place
 const volatile __u32 cpus;           // that the kernel has room for
 const volatile __u32 pool_chunks;    // of candidates, for IPv4 and again for IPv6
+const volatile __u32 pool_chunks_small; // for ARP, and again for bridges
 
 #define TABLE_SLOTS 32
 #define CHUNK 32
@@ -42,13 +45,18 @@ struct chunk {
 };
 
 struct table_slot {
-	u64 table;      // struct xt_table *
-	u64 private;    // its struct xt_table_info * when the shadow was taken
+	u64 table;      // struct xt_table *, or struct ebt_table * with BRIDGE_TABLE
+	u64 private;    // its struct xt_table_info * or struct ebt_table_info * when the shadow was taken
 	u32 generation; // for which the shadow holds
 	u32 first;      // chunk
 	u32 count;      // candidates
 	u32 complete;   // none was left out for want of room
 	u32 size;       // of the blob
+	// Bridges:
+	u32 needs;       // enum bridge_target: those that its rules have
+	u32 drop_chains; // user chains whose policy is DROP
+	u32 drop_chain;  // offset of the last one of them
+	u32 doubts;      // struct traversals: as of the shadow
 	u32 pad;
 };
 
@@ -58,7 +66,7 @@ struct tables {
 	u32 used;       // chunks
 	u64 restarted_ns; // when the pool was last begun anew for want of room
 };
-enum { FAMILY_IPV4 = 0, FAMILY_IPV6 = 1, FAMILIES = 2 };
+enum { FAMILY_IPV4 = 0, FAMILY_IPV6 = 1, FAMILY_ARP = 2, FAMILY_BRIDGE = 3, FAMILIES = 4 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -69,7 +77,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FAMILIES); // userspace: FAMILIES * pool_chunks
+	__uint(max_entries, FAMILIES); // userspace: all chunks
 	__type(key, u32);
 	__type(value, struct chunk);
 } pool SEC(".maps");
@@ -88,6 +96,9 @@ struct claim {
 	u32 unknown; // enum tsdt_unknown: why there is no rule
 	u32 has_jumpstack;
 	u32 generation; // of the ruleset that offset, number and private are about
+	u32 needs, drop_chains, drop_chain; // bridges: as in struct table_slot
+	u32 doubtful;
+	u32 by_match; // a match of the rule dropped it by itself
 	u64 interrupted_ns;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
@@ -102,7 +113,11 @@ struct traversals {
 	u64 state; // struct nf_hook_state *
 	u64 interruptions; // ever
 	// While table_end is at work for one packet, the kernel does not run it for another one on this CPU. By family.
-	u8 ending[FAMILIES];
+	union {
+		u8 ending[4];
+		u32 any_ending;
+	};
+	u32 doubts; // ebt_table.h: how often the shadows of bridges' tables have become doubtful
 	u64 unended; // skb of the newest traversal, if it is a softirq's that has begun meanwhile: it ends first
 	// The tables whose shadow holds, each in the place that its address gives.
 	struct {
@@ -124,7 +139,35 @@ static __always_inline struct traversals *traversals_of(u32 cpu)
 // What stands where no traversal is under way.
 static __always_inline u64 no_mark(const struct traversals *here)
 {
-	return here->ending[FAMILY_IPV4] | here->ending[FAMILY_IPV6] ? MARK_ENDING : 0;
+	return here->any_ending ? MARK_ENDING : 0;
+}
+
+_Static_assert(FAMILIES <= sizeof(((struct traversals *)0)->ending), "room for each family");
+
+static __always_inline u32 family_of(u64 table_address)
+{
+	struct xt_table *table = (struct xt_table *)table_address;
+	u8 af;
+
+	if (table_address & BRIDGE_TABLE)
+		return FAMILY_BRIDGE;
+	af = BPF_CORE_READ(table, af);
+	return af == NFPROTO_IPV6 ? FAMILY_IPV6 : af == NFPROTO_ARP ? FAMILY_ARP : FAMILY_IPV4;
+}
+
+// Its struct xt_table_info * or struct ebt_table_info *; 0 where that type is not known.
+static __always_inline u64 private_of(u64 table_address)
+{
+	struct xt_table *table = (struct xt_table *)table_address;
+
+	if (table_address & BRIDGE_TABLE)
+		return is_bridge_table(table_address) ? (u64)bridge_private(table_address) : 0;
+	return (u64)BPF_CORE_READ(table, private);
+}
+
+static __always_inline u64 entries_of(u64 table, u64 private)
+{
+	return is_bridge_table(table) ? bridge_entries(private) : private + bpf_core_field_offset(struct xt_table_info, entries);
 }
 
 static __always_inline u32 taken_place(u64 table)
@@ -143,28 +186,6 @@ static __always_inline void shadow_is_gone(struct traversals *here, u64 table)
 	if (here->taken[taken_place(table)].table == table)
 		here->taken[taken_place(table)].table = 0;
 }
-
-// What to add to a per-CPU address to get this CPU's copy.
-#ifdef TSDT_KPROBES
-const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no types of variables
-
-static __always_inline u64 this_cpu_offset(void)
-{
-	u64 offset = 0;
-
-	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)per_cpu_offset_at + bpf_get_smp_processor_id());
-	return offset;
-}
-#else
-extern const struct rq runqueues __ksym; // any per-CPU variable will do
-
-static __always_inline u64 this_cpu_offset(void)
-{
-	const struct rq *per_cpu = KERNEL_VARIABLE(runqueues);
-
-	return (u64)bpf_this_cpu_ptr(per_cpu) - (u64)per_cpu;
-}
-#endif
 
 static __always_inline u32 first_slot(u64 table)
 {
@@ -206,10 +227,11 @@ static struct candidate *candidate(u32 first, u32 index)
 	return chunk ? &chunk->candidate[index % CHUNK] : NULL;
 }
 
-#define ENTRY(family, field)                                                     \
-	((family) == FAMILY_IPV6 ? __builtin_offsetof(struct ip6t_entry, field) \
-				 : __builtin_offsetof(struct ipt_entry, field))
-#define ENTRY_SIZE(family) ((family) == FAMILY_IPV6 ? sizeof(struct ip6t_entry) : sizeof(struct ipt_entry))
+#define OF_FAMILY(family, ip, ip6, arp) ((family) == FAMILY_IPV6 ? (ip6) : (family) == FAMILY_ARP ? (arp) : (ip))
+#define ENTRY(family, field)                                                                              \
+	OF_FAMILY(family, __builtin_offsetof(struct ipt_entry, field), __builtin_offsetof(struct ip6t_entry, field), \
+		  __builtin_offsetof(struct arpt_entry, field))
+#define ENTRY_SIZE(family) OF_FAMILY(family, sizeof(struct ipt_entry), sizeof(struct ip6t_entry), sizeof(struct arpt_entry))
 
 struct walk {
 	u64 entries; // address of the blob
@@ -226,14 +248,16 @@ struct walk {
 	u32 count;
 	u32 limit; // candidates there is room for
 	u32 complete;
-	u32 family;
+	u16 head_size, target_at, counters_at; // of an entry of this family
+	u16 found;
+	u32 wanted; // offset: the entry that it lies in is looked for, and no candidate; 0: none is
+#ifndef TSDT_KPROBES
+	// Bridges:
+	u64 counters; // of this CPU
+	u32 rules;    // so far
+	u32 needs, drop_chains, drop_chain; // as in struct table_slot
+#endif
 };
-
-// The first eight bytes of a name as one number: the verifier follows every branch of a loop over them. Of a name that
-// is shorter, its end counts as well.
-#define NAME8(name) (*(const u64 *)(const char[16]){name})
-#define NAME_IS(name8, name) \
-	(((name8) ^ NAME8(name)) << (sizeof(name) > 8 ? 0 : 64 - 8 * sizeof(name)) == 0)
 
 // Extension targets that drop when they fail. Each has its functions in ipt_target.h.
 static __always_inline bool target_may_fail(u64 name)
@@ -242,6 +266,34 @@ static __always_inline bool target_may_fail(u64 name)
 	       NAME_IS(name, "DNAT") || NAME_IS(name, "MASQUERADE") || NAME_IS(name, "REDIRECT") ||
 	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP") ||
 	       NAME_IS(name, "NFQUEUE"); // its program in userspace may (queue.h)
+}
+
+// arp_tables' mangle ends with the verdict that the rule says. With another one than DROP it could only drop a packet
+// which is not ARP over Ethernet: then no rule is named.
+static __always_inline __attribute__((unused)) bool mangle_drops(u64 address, struct xt_entry_target_head *target)
+{
+	const struct arpt_mangle *mangle = (void *)(address + __builtin_offsetof(struct xt_entry_target_head, verdict));
+
+	target->verdict = -1;
+	bpf_probe_read_kernel(&target->verdict, sizeof(target->verdict), &mangle->target);
+	return target->verdict == NF_DROP;
+}
+
+// The rule where the walk stands. False: there is no room.
+static __always_inline bool add_candidate(struct walk *walk, u64 counter, u32 target)
+{
+	struct candidate *found = walk->count < walk->limit ? candidate(walk->first, walk->count) : NULL;
+
+	if (!found)
+		return false;
+	found->counter = counter;
+	bpf_probe_read_kernel(&found->pcnt, sizeof(found->pcnt), (void *)counter);
+	found->offset = walk->at;
+	found->chain = walk->chain;
+	found->number = walk->at == walk->policy ? 0 : walk->number;
+	found->target = target;
+	walk->count++;
+	return true;
 }
 
 // Looks at the entry where the walk stands. 1: the walk has ended.
@@ -257,8 +309,8 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 	if (!traces_legacy || !walk || walk->at >= walk->size)
 		return 1;
 	entry = walk->entries + walk->at;
-	bpf_probe_read_kernel(&offset, sizeof(offset), (void *)(entry + ENTRY(walk->family, target_offset)));
-	if (offset.target < ENTRY_SIZE(walk->family) || offset.next < offset.target + sizeof(struct xt_counters))
+	bpf_probe_read_kernel(&offset, sizeof(offset), (void *)(entry + walk->target_at));
+	if (offset.target < walk->head_size || offset.next < offset.target + sizeof(struct xt_counters))
 		goto broken;
 	bpf_probe_read_kernel(&target, __builtin_offsetof(struct xt_entry_target_head, errorname) + 4,
 			      (void *)(entry + offset.target));
@@ -288,26 +340,28 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 		} else {
 			extension = target_may_fail(name);
 			drops = extension || NAME_IS(name, "REJECT");
+#ifndef TSDT_KPROBES // there the stack has no room for it: no rule is named
+			if (NAME_IS(name, "mangle"))
+				drops = mangle_drops(entry + offset.target, &target);
+#endif
 		}
 	}
 	walk->number++;
+	if (walk->wanted) {
+		if (walk->wanted >= walk->at + offset.next)
+			goto next;
+		walk->found = 1;
+		return 1;
+	}
 	if (drops) {
-		struct candidate *found = walk->count < walk->limit ? candidate(walk->first, walk->count) : NULL;
-		u64 counter = entry + ENTRY(walk->family, counters);
+		u64 counter = entry + walk->counters_at;
 
-		if (!found)
-			goto broken;
 		if (percpu_counters) {
 			bpf_probe_read_kernel(&counter, sizeof(counter), (void *)counter);
 			counter += walk->cpu_offset;
 		}
-		found->counter = counter;
-		bpf_probe_read_kernel(&found->pcnt, sizeof(found->pcnt), (void *)counter);
-		found->offset = walk->at;
-		found->chain = walk->chain;
-		found->number = walk->at == walk->policy ? 0 : walk->number;
-		found->target = extension ? walk->at + offset.target : 0;
-		walk->count++;
+		if (!add_candidate(walk, counter, extension ? walk->at + offset.target : 0))
+			goto broken;
 	}
 next:
 	walk->at += offset.next;
@@ -324,6 +378,136 @@ static long visit_entry(u32 index, struct walk *walk)
 
 COMPAT_LONG_LOOP(visit_entry, struct walk)
 
+#ifndef TSDT_KPROBES
+static __always_inline u32 bridge_target(u64 name)
+{
+	return NAME_IS(name, "arpreply") ? BRIDGE_ARPREPLY :
+	       NAME_IS(name, "dnat")     ? BRIDGE_DNAT :
+	       NAME_IS(name, "snat")     ? BRIDGE_SNAT :
+	       NAME_IS(name, "redirect") ? BRIDGE_REDIRECT :
+	       NAME_IS(name, "mark")     ? BRIDGE_MARK :
+	       NAME_IS(name, "AUDIT")    ? 0 : // always goes on
+					   BRIDGE_OTHER;
+}
+
+// The same for the blob of ebtables.
+VERIFIED_ONCE int look_at_bridge_entry(struct walk *walk)
+{
+	struct ebt_entry_target_head target = {};
+	u32 bitmask = 0, extension = 0, offset[2] = {}; // of the target, and of the next entry
+	bool drops;
+	u64 entry;
+
+	if (!traces_bridge || !walk || walk->at >= walk->size)
+		return 1;
+	entry = walk->entries + walk->at;
+	bpf_probe_read_kernel(&bitmask, sizeof(bitmask), (void *)entry);
+	if (!(bitmask & EBT_ENTRY_OR_ENTRIES)) {
+		int policy = 0;
+
+		bpf_probe_read_kernel(&policy, sizeof(policy), (void *)entry + __builtin_offsetof(struct ebt_entries, policy));
+		walk->chain = walk->at;
+		walk->number = 0;
+		for (u32 hook = 0; hook < NF_INET_NUMHOOKS; hook++)
+			if (walk->at == walk->hook_entry[hook])
+				walk->chain = CHAIN_BUILTIN | hook;
+		if (policy == EBT_DROP && !(walk->chain & CHAIN_BUILTIN)) {
+			walk->drop_chains++;
+			walk->drop_chain = walk->at;
+		}
+		walk->at += sizeof(struct ebt_entries);
+		return 0;
+	}
+	bpf_probe_read_kernel(offset, sizeof(offset), (void *)entry + __builtin_offsetof(struct ebt_entry, target_offset));
+	if (offset[0] < sizeof(struct ebt_entry) || offset[1] <= offset[0])
+		goto broken;
+	bpf_probe_read_kernel(&target, sizeof(target), (void *)(entry + offset[0]));
+	if (!walk->standard || (u64)target.target != walk->standard) {
+		struct xt_target *kind = target.target;
+		u64 name = 0;
+
+		bpf_probe_read_kernel(&name, sizeof(name), (void *)kind + MODULE_FIELD_OFFSET(xt_target, name));
+		if (NAME_IS(name, "standard"))
+			walk->standard = (u64)target.target;
+		else
+			extension = bridge_target(name) ?: ~0u;
+	}
+	walk->number++;
+	walk->rules++;
+	if (extension != ~0u)
+		walk->needs |= extension;
+	drops = extension ? extension != ~0u && extension != BRIDGE_OTHER : target.verdict == EBT_DROP;
+	if (drops && !add_candidate(walk, walk->counters + (walk->rules - 1) * sizeof(struct xt_counters),
+				    extension ? walk->at + offset[0] : 0))
+		goto broken;
+	walk->at += offset[1];
+	return 0;
+broken:
+	walk->complete = 0;
+	return 1;
+}
+
+static long visit_bridge_entry(u32 index, struct walk *walk)
+{
+	return look_at_bridge_entry(walk) != 0;
+}
+
+static __noinline int walk_bridge_table(struct walk *walk, u64 private)
+{
+	walk->entries = bridge_entries(private);
+	walk->size = bridge_size(private);
+	walk->counters = bridge_counters(private, bpf_get_smp_processor_id());
+	walk->policy = ~0u; // has no entry
+	for (u32 hook = 0; hook < NF_INET_NUMHOOKS; hook++) {
+		u64 head = bridge_hook_entry(private, hook);
+
+		walk->hook_entry[hook] = head ? head - walk->entries : ~0u;
+	}
+	if (compat_has_such_cache_lines())
+		bpf_loop(walk->size / sizeof(struct ebt_entries), visit_bridge_entry, walk, 0);
+	else
+		walk->complete = 0;
+	return 0;
+}
+#else
+static __always_inline int walk_bridge_table(struct walk *walk, u64 private) { return 0; }
+#endif
+
+static __always_inline void begin_walk(struct walk *walk, u64 address, u32 family)
+{
+	struct xt_table_info *private = (struct xt_table_info *)address;
+
+	walk->entries = address + bpf_core_field_offset(private->entries);
+	walk->size = BPF_CORE_READ(private, size);
+	BPF_CORE_READ_INTO(&walk->hook_entry, private, hook_entry);
+	BPF_CORE_READ_INTO(&walk->underflow, private, underflow);
+	walk->head_size = ENTRY_SIZE(family);
+	walk->target_at = ENTRY(family, target_offset);
+	walk->counters_at = ENTRY(family, counters);
+	if (family == FAMILY_ARP) // has three hooks; the rest is not filled in
+		walk->hook_entry[3] = walk->hook_entry[4] = ~0u;
+}
+
+static __always_inline void walk_table(struct walk *walk, u64 address, u32 family)
+{
+	struct xt_table_info *private = (struct xt_table_info *)address;
+
+	begin_walk(walk, address, family);
+	walk->cpu_offset = this_cpu_offset();
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
+}
+
+// Each family's part of the pool.
+static __always_inline u32 pool_part(u32 family)
+{
+	return family == FAMILY_BRIDGE ? FAMILY_ARP * pool_chunks + pool_chunks_small : family * pool_chunks;
+}
+
+static __always_inline u32 pool_size(u32 family)
+{
+	return family >= FAMILY_ARP ? pool_chunks_small : pool_chunks;
+}
+
 // Where the rules that drop are simply too many, beginning anew with each packet would cost a walk through the tables each
 // time, and help nobody: what has no room stays out, and a drop by it says so.
 static __always_inline bool may_restart(struct tables *tables)
@@ -337,21 +521,25 @@ static __always_inline bool may_restart(struct tables *tables)
 	return true;
 }
 
+static __always_inline bool is_doubtful(const struct table_slot *slot, const struct traversals *here, u64 table)
+{
+	return is_bridge_table(table) && slot->doubts != *(volatile u32 *)&here->doubts;
+}
+
 // Takes the shadow of a table for this CPU. Not inlined: the way of a packet that passes stays short.
 __noinline int take_shadow(u64 table_address, u32 family)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
-	struct xt_table *table = (struct xt_table *)table_address;
 	struct table_slot *slot;
-	struct xt_table_info *private;
-	struct walk walk = {.complete = 1, .family = family};
-	u32 now = generation(TSDT_GENERATION_X_TABLES);
+	u64 private;
+	struct walk walk = {.complete = 1};
+	u32 now = generation(TSDT_GENERATION_X_TABLES), doubts = here->doubts;
 
 	if (!traces_legacy || !tables)
 		return 0;
 	slot = table_slot(tables, table_address);
-	if (slot->table == table_address && slot->generation == now) { // its place in `taken` was another table's
+	if (slot->table == table_address && slot->generation == now && !is_doubtful(slot, here, table_address)) { // its place in `taken` was another table's
 		shadow_holds(here, table_address, now);
 		return 0;
 	}
@@ -364,22 +552,26 @@ __noinline int take_shadow(u64 table_address, u32 family)
 		tables->generation = now;
 		tables->used = 0;
 	}
-	private = BPF_CORE_READ(table, private);
-	walk.entries = (u64)private + bpf_core_field_offset(private->entries);
-	walk.size = BPF_CORE_READ(private, size);
-	BPF_CORE_READ_INTO(&walk.hook_entry, private, hook_entry);
-	BPF_CORE_READ_INTO(&walk.underflow, private, underflow);
-	walk.cpu_offset = this_cpu_offset();
-	walk.first = family * pool_chunks + tables->used;
-	walk.limit = (pool_chunks - tables->used) * CHUNK;
-	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, &walk);
+	private = private_of(table_address);
+	walk.first = pool_part(family) + tables->used;
+	walk.limit = (pool_size(family) - tables->used) * CHUNK;
+	if (is_bridge_table(table_address))
+		walk_bridge_table(&walk, private);
+	else
+		walk_table(&walk, private, family);
 
 	if (!walk.complete && tables->used && may_restart(tables)) {
 		// The pool is used up, by tables that share a slot or by a change that takes long: next time from its start.
 		tables->generation = now - 1;
 		return 0;
 	}
-	slot->private = (u64)private;
+	slot->private = private;
+#ifndef TSDT_KPROBES
+	slot->needs = walk.needs;
+	slot->drop_chains = walk.drop_chains;
+	slot->drop_chain = walk.drop_chain;
+#endif
+	slot->doubts = here->any_ending ? doubts - 1 : doubts; // what is ending now may be another bridge's packet
 	slot->first = walk.first;
 	slot->count = walk.count;
 	slot->complete = walk.complete;
@@ -469,7 +661,7 @@ static __always_inline void compare_chunks(struct comparison *comparison, u32 li
 	struct claiming *here = claiming_here();
 	struct candidate *watched;
 
-	barrier_var(reader); // else its callers would not pass it, which the verifier takes for a mistake
+	barrier_var(reader); // else the callers of interrupt() would not pass it, which the verifier takes for a mistake
 	comparison->moved = 2; // nothing is known for certain
 	if (here->busy)
 		return;
@@ -588,16 +780,22 @@ VERIFIED_ONCE int read_jumpstack(struct claim *claim, u32 cpu)
 
 	if (!traces_legacy || !claim)
 		return 0;
+	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
+	claim->has_jumpstack = 1;
+#ifndef TSDT_KPROBES
+	if (is_bridge_table(claim->table)) {
+		read_bridge_stack(claim->private, cpu, claim->jumpstack);
+		return 0;
+	}
+#endif
 	private = (struct xt_table_info *)claim->private;
 	jumpstacks = BPF_CORE_READ(private, jumpstack);
-	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
 	if (jumpstacks)
 		bpf_probe_read_kernel(&jumpstack, sizeof(jumpstack), &jumpstacks[cpu]);
-	if (jumpstack && compat_duplicating()) // the copy uses the other half
+	if (jumpstack && compat_duplicating() && family_of(claim->table) != FAMILY_ARP) // the copy uses the other half
 		jumpstack += BPF_CORE_READ(private, stacksize);
 	if (jumpstack)
 		bpf_probe_read_kernel(claim->jumpstack, sizeof(claim->jumpstack), jumpstack);
-	claim->has_jumpstack = 1;
 	return 0;
 }
 
@@ -607,8 +805,10 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 	claim->state = state;
 	claim->private = 0;
 	claim->moved = 0;
+	claim->doubtful = 0;
 	claim->unknown = TSDT_UNKNOWN_NO_COUNTER;
 	claim->has_jumpstack = 0;
+	claim->by_match = 0;
 }
 
 // Looks for the counter that has moved on `cpu`, in the table of `claim`, since the last time, and takes note of all
@@ -616,17 +816,18 @@ static __always_inline void begin_claim(struct claim *claim, u64 table, u64 stat
 VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 {
 	struct comparison comparison = {.cpu = cpu, .claim = claim};
+	struct traversals *there = traversals_of(cpu);
 	struct table_slot *slot;
 	struct tables *tables;
-	struct xt_table *table;
 	u32 family;
 
 	if (!claim || !traces_legacy)
 		return 0;
-	table = (struct xt_table *)claim->table;
-	family = BPF_CORE_READ(table, af) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	claim->private = (u64)BPF_CORE_READ(table, private);
+	family = family_of(claim->table);
+	claim->private = private_of(claim->table);
 	comparison.elsewhere = cpu != bpf_get_smp_processor_id();
+	if (comparison.elsewhere) // takes note of what may be that of a packet there
+		__sync_fetch_and_add(&there->doubts, 1);
 	tables = map_lookup_on(&shadows, family, cpu, comparison.elsewhere);
 	slot = tables ? table_slot(tables, claim->table) : NULL;
 	if (!slot || slot->table != claim->table || slot->private != claim->private) {
@@ -634,10 +835,14 @@ VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 		return 0;
 	}
 	claim->generation = slot->generation;
+	claim->needs = slot->needs;
+	claim->drop_chains = slot->drop_chains;
+	claim->drop_chain = slot->drop_chain;
 	comparison.first = slot->first;
 	comparison.count = slot->count;
 	compare_chunks(&comparison, (slot->count + CHUNK - 1) / CHUNK, reader);
 	claim->moved += comparison.moved;
+	claim->doubtful |= is_doubtful(slot, there, claim->table);
 	if (!slot->complete || claim->unknown == TSDT_UNKNOWN_NO_BASELINE)
 		claim->unknown = TSDT_UNKNOWN_NO_BASELINE;
 	else if (claim->moved)
@@ -656,8 +861,13 @@ struct draft {
 	struct claim claim;
 	struct traversal_search search;
 	struct verdict verdict;
-	struct ipt_ip rule4;
-	struct ip6t_ip6 rule6;
+	union { // one after the other
+		struct ipt_ip rule4;
+		struct ip6t_ip6 rule6;
+		struct arpt_entry rule_arp;
+		struct ebt_entry rule_bridge;
+		struct walk walk;
+	};
 };
 enum { DRAFT_TABLE = 0, DRAFT_TARGET = FAMILIES, DRAFT_UNSEEN = 2 * FAMILIES, DRAFTS = DRAFT_UNSEEN + EMITTERS };
 
@@ -691,6 +901,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	u64 skb = here->skb;
 	bool any_open;
 
+	barrier_var(reader); // with kprobes it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
 	here->skb = no_mark(here);
@@ -732,6 +943,8 @@ static __noinline int begin_interrupting(void *ctx, u64 *argument, u32 family)
 
 	if (here->skb != skb && here->skb != MARK_ENDING)
 		interrupt(cpu, READER_BEGIN + family);
+	if (here->any_ending) // the end of this one may be missed
+		here->doubts++;
 	here->unended = no_mark(here) && !compat_in_task(ctx) ? skb : 0;
 	here->skb = skb;
 	here->table = table;
@@ -755,21 +968,23 @@ static __always_inline int table_begin(void *ctx, u64 *argument, u32 family) // 
 	return take_shadow(table, family);
 }
 
-static __always_inline void name_chain(struct verdict *verdict, struct xt_table_info *private, u32 chain,
-				       u32 family)
+static __always_inline void name_chain(struct verdict *verdict, u64 entries, u32 chain, u32 family)
 {
 	static const char builtin[NF_INET_NUMHOOKS][16] = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"};
+	static const char builtin_arp[NF_INET_NUMHOOKS][16] = {"INPUT", "OUTPUT", "FORWARD"};
 
 	if (chain & CHAIN_BUILTIN) {
 		u32 hook = chain & 0xff;
 
 		if (hook < NF_INET_NUMHOOKS)
-			bpf_probe_read_kernel_str(verdict->chain, sizeof(verdict->chain), builtin[hook]);
+			bpf_probe_read_kernel_str(verdict->chain, sizeof(verdict->chain),
+						  family == FAMILY_ARP ? builtin_arp[hook] : builtin[hook]);
+	} else if (family == FAMILY_BRIDGE) {
+		bpf_probe_read_kernel_str(verdict->chain, 32,
+					  (void *)(entries + chain + __builtin_offsetof(struct ebt_entries, name)));
 	} else {
-		u64 entry = (u64)private + bpf_core_field_offset(private->entries) + chain;
-
 		bpf_probe_read_kernel_str(verdict->chain, 30,
-					  (void *)(entry + ENTRY_SIZE(family) + __builtin_offsetof(struct xt_entry_target_head, errorname)));
+					  (void *)(entries + chain + ENTRY_SIZE(family) + __builtin_offsetof(struct xt_entry_target_head, errorname)));
 	}
 }
 
@@ -777,9 +992,7 @@ static __always_inline void name_chain(struct verdict *verdict, struct xt_table_
 // of it is sound if it was still in use afterwards.
 static __always_inline bool was_replaced(const struct claim *claim)
 {
-	struct xt_table *table = (struct xt_table *)claim->table;
-
-	return (u64)BPF_CORE_READ(table, private) != claim->private;
+	return private_of(claim->table) != claim->private;
 }
 
 // Leaves what the claim in that draft says for kfree_skb.
@@ -792,6 +1005,7 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 	struct claim *claim;
 	u64 entries;
 	u32 size;
+	bool bridge;
 
 	if (!traces_legacy || !draft)
 		return 0;
@@ -799,15 +1013,16 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 	claim = &draft->claim;
 	table = (struct xt_table *)claim->table;
 	private = (struct xt_table_info *)claim->private;
-	entries = (u64)private + bpf_core_field_offset(private->entries);
-	size = BPF_CORE_READ(private, size);
+	bridge = is_bridge_table(claim->table);
+	entries = entries_of(claim->table, claim->private);
+	size = bridge ? bridge_size(claim->private) : BPF_CORE_READ(private, size);
 	begin_verdict(verdict, (struct sk_buff *)skb, (struct nf_hook_state *)state);
 	verdict->table_address = claim->table;
 	verdict->rule = claim->private;
 	// Not that of now: another CPU may have replaced the table meanwhile.
 	verdict->generation = claim->unknown ? generation(TSDT_GENERATION_X_TABLES) : claim->generation;
-	verdict->family = BPF_CORE_READ(table, af);
-	bpf_probe_read_kernel_str(verdict->table, 32, table->name);
+	verdict->family = bridge ? NFPROTO_BRIDGE : BPF_CORE_READ(table, af);
+	bpf_probe_read_kernel_str(verdict->table, 32, bridge ? bridge_table_name(claim->table) : table->name);
 	if (claim->unknown) {
 		verdict->source = TSDT_SOURCE_NETFILTER;
 		verdict->unknown = claim->unknown;
@@ -816,11 +1031,12 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 		verdict->offset = claim->offset;
 		verdict->number = claim->number;
 		verdict->named = 1;
-		name_chain(verdict, private, claim->chain, family);
+		verdict->by_match = claim->by_match;
+		name_chain(verdict, entries, claim->chain, family);
 		for (u32 i = 0; i < TSDT_JUMPSTACK_MAX; i++) {
 			u64 offset = claim->jumpstack[i] - entries;
 
-			verdict->jumpstack[i] = offset < size ? offset : ~0u;
+			verdict->jumpstack[i] = offset <= size ? offset : ~0u; // ebtables: of what comes after the jump
 		}
 		if (!claim->has_jumpstack)
 			verdict->jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
@@ -831,6 +1047,77 @@ __noinline int table_verdict(u32 which, u64 skb, u64 state, u32 family)
 		}
 	}
 	bpf_map_update_elem(&verdicts, &skb, verdict, BPF_ANY);
+	return 0;
+}
+
+// ---- matches that drop by themselves (match.h) ----
+
+// What such a match has said of a packet that is still in its table.
+struct hotdrop {
+	u64 info; // address of the match's own data, in the table's blob
+	u64 fingerprint;
+	u64 mono_ns;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64); // struct sk_buff *
+	__type(value, struct hotdrop);
+} hotdrops SEC(".maps");
+
+#ifndef TSDT_KPROBES
+static long visit_entry_of(u32 index, struct walk **walk)
+{
+	return look_at_entry(*walk) != 0;
+}
+#endif
+
+// Those of ARP's and of bridges' tables are not traced.
+static __always_inline bool has_traced_matches(u32 family)
+{
+	return family == FAMILY_IPV4 || family == FAMILY_IPV6;
+}
+
+// No counter has moved: does a match say that it was the one? Then fills in the claim with its rule.
+VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
+{
+	struct claim *claim;
+	struct hotdrop *said;
+	struct walk *walk;
+	struct xt_table_info *private;
+	u64 skb;
+
+	if (!traces_legacy || !draft)
+		return 0;
+	claim = &draft->claim;
+	private = (struct xt_table_info *)claim->private;
+	skb = claim->skb;
+	walk = &draft->walk;
+	__builtin_memset(walk, 0, sizeof(*walk));
+	said = bpf_map_lookup_elem(&hotdrops, &skb);
+	if (!said)
+		return 0;
+	if (bpf_ktime_get_ns() - said->mono_ns < TSDT_VERDICT_MAX_AGE_NS &&
+	    said->fingerprint == fingerprint_of((struct sk_buff *)skb)) {
+		begin_walk(walk, claim->private, family);
+		if (said->info > walk->entries && said->info < walk->entries + walk->size)
+			walk->wanted = said->info - walk->entries;
+	}
+	bpf_map_delete_elem(&hotdrops, &skb);
+	if (!walk->wanted)
+		return 0;
+#ifdef TSDT_KPROBES
+	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
+#else
+	bpf_loop(BPF_CORE_READ(private, number), visit_entry_of, &walk, 0); // whose context is to lie on the stack
+#endif
+	if (!walk->found)
+		return 0;
+	claim->offset = walk->at;
+	claim->chain = walk->chain;
+	claim->number = walk->number;
+	claim->by_match = 1;
+	claim->unknown = TSDT_UNKNOWN_NONE;
 	return 0;
 }
 
@@ -879,6 +1166,50 @@ static __always_inline bool ports_allowed(u64 entry, const void *l4, u32 family)
 	return true;
 }
 
+// Whether the rule's operation and addresses allow what is asked or answered.
+static __always_inline bool arp_allowed(struct draft *draft, u64 entry, const void *header)
+{
+	const struct arpt_arp *rule = &draft->rule_arp.arp;
+	struct arp_over_ethernet arp = {};
+
+	bpf_probe_read_kernel(&draft->rule_arp, sizeof(draft->rule_arp), (void *)entry);
+	bpf_probe_read_kernel(&arp, sizeof(arp), header);
+	if (((arp.operation & rule->arpop_mask) == rule->arpop) == !!(rule->invflags & ARPT_INV_ARPOP))
+		return false;
+	// The target mangle has written other addresses into the packet.
+	if (arp.hardware_length != sizeof(arp.sender_hardware) ||
+	    draft->rule_arp.next_offset - draft->rule_arp.target_offset > sizeof(struct arpt_mangle))
+		return true;
+	return ((arp.sender & rule->smsk) == rule->src) != !!(rule->invflags & ARPT_INV_SRCIP) &&
+	       ((arp.target & rule->tmsk) == rule->tgt) != !!(rule->invflags & ARPT_INV_TGTIP);
+}
+
+static __always_inline bool mac_allowed(const u8 *mac, const u8 *address, const u8 *mask, bool inverted)
+{
+	u8 differs = 0;
+
+	for (u32 i = 0; i < 6; i++)
+		differs |= (mac[i] ^ address[i]) & mask[i];
+	return !differs != inverted;
+}
+
+// Whether the rule's protocol and addresses allow this frame. What it says of VLANs and lengths is not asked.
+static __always_inline bool bridge_allowed(struct draft *draft, u64 entry, const void *header)
+{
+	const struct ebt_entry *rule = &draft->rule_bridge;
+	struct ethhdr frame = {};
+
+	bpf_probe_read_kernel(&draft->rule_bridge, sizeof(draft->rule_bridge), (void *)entry);
+	bpf_probe_read_kernel(&frame, sizeof(frame), header);
+	if (!(rule->bitmask & (EBT_NOPROTO | EBT_802_3)) && !(rule->invflags & EBT_IPROTO) &&
+	    rule->ethproto != bpf_htons(ETH_P_8021Q) && rule->ethproto != frame.h_proto)
+		return false;
+	return (!(rule->bitmask & EBT_SOURCEMAC) ||
+		mac_allowed(frame.h_source, rule->sourcemac, rule->sourcemsk, rule->invflags & EBT_ISOURCE)) &&
+	       (!(rule->bitmask & EBT_DESTMAC) ||
+		mac_allowed(frame.h_dest, rule->destmac, rule->destmsk, rule->invflags & EBT_IDEST));
+}
+
 // Whether the rule's addresses, protocol and ports allow this packet: a second look, since what moved must not be
 // another's.
 VERIFIED_ONCE int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u32 family)
@@ -891,10 +1222,14 @@ VERIFIED_ONCE int rule_allows(struct draft *draft, u64 skb_address, u32 hook, u3
 	if (!traces_legacy || !draft)
 		return 0;
 	claim = &draft->claim;
-	entry = claim->private + bpf_core_field_offset(struct xt_table_info, entries) + claim->offset;
+	entry = entries_of(claim->table, claim->private) + claim->offset;
 	header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	if (claim->chain & CHAIN_BUILTIN && (claim->chain & 0xff) != hook)
 		return false;
+	if (is_bridge_table(claim->table))
+		return !claim->number || bridge_allowed(draft, entry, BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, mac_header));
+	if (family == FAMILY_ARP)
+		return arp_allowed(draft, entry, header);
 	if (family == FAMILY_IPV4) {
 		const struct ipt_ip *rule = &draft->rule4;
 		struct iphdr ip = {};
@@ -1020,6 +1355,40 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 	return 0;
 }
 
+#ifndef TSDT_KPROBES
+// What the counters say of a packet that a bridge's table has dropped, see ebt_table.h. `certain`: nothing interrupted the
+// packet's traversal, and it ran on this CPU.
+static __noinline int judge_bridge(struct claim *claim, u32 hook, bool certain)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	u64 base = bridge_hook_entry(claim->private, hook);
+	int policy = 0;
+	bool base_drops;
+	u32 endings;
+
+	if (claim->doubtful)
+		shadow_is_gone(here, claim->table);
+	if (claim->unknown && claim->unknown != TSDT_UNKNOWN_NO_COUNTER)
+		return 0;
+	bpf_probe_read_kernel(&policy, sizeof(policy), (void *)base + __builtin_offsetof(struct ebt_entries, policy));
+	base_drops = base && policy == EBT_DROP;
+	endings = claim->drop_chains + base_drops;
+	if (claim->doubtful || (endings && !certain)) {
+		claim->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+		return 0;
+	}
+	if (!claim->unknown || !endings || claim->needs & ~*(volatile u32 *)&bridge_targets_traced)
+		return 0;
+	claim->unknown = endings > 1 ? TSDT_UNKNOWN_MANY_POLICIES : TSDT_UNKNOWN_NONE;
+	claim->number = 0;
+	claim->offset = base_drops ? base - bridge_entries(claim->private) : claim->drop_chain;
+	claim->chain = base_drops ? CHAIN_BUILTIN | hook : claim->drop_chain;
+	return 0;
+}
+#else
+static __always_inline int judge_bridge(struct claim *claim, u32 hook, bool certain) { return 0; }
+#endif
+
 static __always_inline int table_dropped_here(u64 table_address, u64 address, u64 state_address, u32 family, u64 mark)
 {
 	u32 cpu = bpf_get_smp_processor_id(), key = DRAFT_TABLE + family;
@@ -1041,8 +1410,12 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 	} else {
 		claim_late(draft, address, cpu, READER_END + family, mark <= MARK_ENDING);
 	}
+	if (is_bridge_table(table_address))
+		judge_bridge(claim, BPF_CORE_READ(state, hook), mark == address && !may_have_moved());
 	if (!claim->unknown && !rule_allows(draft, address, BPF_CORE_READ(state, hook), family))
 		claim->unknown = was_replaced(claim) ? TSDT_UNKNOWN_NO_BASELINE : TSDT_UNKNOWN_NO_COUNTER;
+	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER && has_traced_matches(family))
+		claim_match(draft, family);
 	return table_verdict(key, address, state_address, family);
 }
 
@@ -1074,6 +1447,7 @@ __noinline int table_dropped_unseen(u64 skb, u32 emitter)
 	struct xt_table *table;
 	struct nf_hook_state *state;
 	u32 family;
+	u8 pf;
 
 	if (!traces_legacy || !draft)
 		return 0;
@@ -1091,9 +1465,13 @@ __noinline int table_dropped_unseen(u64 skb, u32 emitter)
 	}
 	table = (struct xt_table *)claim->table;
 	state = (struct nf_hook_state *)claim->state;
-	family = BPF_CORE_READ(table, af) == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	family = family_of(claim->table);
+	pf = family == FAMILY_BRIDGE ? NFPROTO_BRIDGE : BPF_CORE_READ(table, af);
+	if (is_bridge_table(claim->table))
+		judge_bridge(claim, BPF_CORE_READ(state, hook), false);
+	traversals_of(cpu)->doubts++; // the end of another one may have been missed as well
 	// The mark may be that of an earlier table, whose state is gone.
-	if (claim->unknown || BPF_CORE_READ(state, pf) != BPF_CORE_READ(table, af) ||
+	if (claim->unknown || BPF_CORE_READ(state, pf) != pf ||
 	    BPF_CORE_READ(state, hook) >= NF_INET_NUMHOOKS ||
 	    !rule_allows(draft, skb, BPF_CORE_READ(state, hook), family))
 		return 0;
@@ -1178,3 +1556,26 @@ static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 
 IPT_TABLE(ipt_do_table, FAMILY_IPV4)
 IPT_TABLE(ip6t_do_table, FAMILY_IPV6)
+IPT_TABLE(arpt_do_table, FAMILY_ARP)
+
+#ifndef TSDT_KPROBES
+SEC("fentry/ebt_do_table")
+int ebt_do_table_begin(u64 *ctx)
+{
+	u64 argument[3] = {ctx[0] | BRIDGE_TABLE, ctx[1], ctx[2]};
+
+	return table_begin(ctx, argument, FAMILY_BRIDGE);
+}
+
+SEC("fexit/ebt_do_table")
+int ebt_do_table_end(u64 *ctx)
+{
+	const struct nf_hook_state *state = (void *)ctx[2];
+	u64 call[4] = {ctx[0] | BRIDGE_TABLE, ctx[1], ctx[2], ctx[3]};
+
+	// To the table broute, DROP means that the packet is routed and not bridged.
+	if (state->hook == NF_BR_BROUTING)
+		call[3] = NF_VERDICT_MASK;
+	return table_end(call, FAMILY_BRIDGE);
+}
+#endif

@@ -113,7 +113,7 @@ static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 tab
 	if (!tables)
 		return false;
 	slot = table_slot(tables, table);
-	blob = slot->private + bpf_core_field_offset(struct xt_table_info, entries);
+	blob = entries_of(table, slot->private);
 	if (slot->table != table || target < blob || target >= blob + slot->size)
 		return false;
 	draft->claim.table = slot->table;
@@ -123,17 +123,43 @@ static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 tab
 	return find_target(slot, &draft->claim, target - blob);
 }
 
+// A bridge's target arpreply sends its answer before it drops: that may pass a table of its own, which interrupts this one.
+static __noinline bool take_interrupted(struct claim *claim, u64 skb)
+{
+	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+
+	for (u32 i = 0; i < INTERRUPTED; i++) {
+		struct claim *other = &here->interrupted[i];
+
+		if (other->skb != skb || !is_bridge_table(other->table))
+			continue;
+		*claim = *other;
+		other->skb = 0;
+		return true;
+	}
+	return false;
+}
+
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
-	u64 target = (u64)MODULE_READ(xt_action_param, par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	u64 target = (u64)MODULE_READ(xt_action_param, par, targinfo) -
+		     (family == FAMILY_BRIDGE ? __builtin_offsetof(struct ebt_entry_target_head, verdict) :
+						__builtin_offsetof(struct xt_entry_target_head, verdict));
 	u32 key = DRAFT_TARGET + family;
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 
-	if (!draft || here->skb != (u64)skb || !find_target_rule(draft, target, here->table, family))
+	if (!draft)
 		return 0;
-	here->skb = 0;
-	read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
+	if (here->skb == (u64)skb) {
+		if (!find_target_rule(draft, target, here->table, family))
+			return 0;
+		here->skb = 0;
+		read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
+	} else if (family != FAMILY_BRIDGE || !take_interrupted(&draft->claim, as_number(skb)) ||
+		   !find_target_rule(draft, target, draft->claim.table, family)) {
+		return 0;
+	}
 	return table_verdict(key, as_number(skb), (u64)MODULE_READ(xt_action_param, par, state), family);
 }
 
@@ -192,6 +218,23 @@ static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 		return target_dropped(skb, par, par->state->pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4);    \
 	}
 
+#endif
+
+#ifndef TSDT_KPROBES
+#define EBT_TARGET(function)                                                                                   \
+	SEC("fexit/" #function)                                                                                \
+	int BPF_PROG(function##_end, struct sk_buff *skb, const struct xt_action_param *par, unsigned int ret) \
+	{                                                                                                      \
+		/* To the table broute it does not mean that. */                                              \
+		if ((int)ret != EBT_DROP || par->state->hook == NF_BR_BROUTING)                                \
+			return 0;                                                                              \
+		return target_dropped(skb, par, FAMILY_BRIDGE);                                                \
+	}
+EBT_TARGET(ebt_arpreply_tg)
+EBT_TARGET(ebt_dnat_tg)
+EBT_TARGET(ebt_snat_tg)
+EBT_TARGET(ebt_redirect_tg)
+EBT_TARGET(ebt_mark_tg)
 #endif
 
 IPT_TARGET(tproxy_tg4_v0, FAMILY_IPV4)

@@ -14,6 +14,10 @@
 // A function that is verified on its own, once, and not again for every way that leads to it. (One with scalars only
 // needs no such word: it is that on every kernel.)
 #define VERIFIED_ONCE __noinline
+#define CALLED_ONCE __noinline
+
+// What it means that no program has seen who dropped a packet.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_TRACED
 
 // Where a program is entered and left.
 #define ENTRY_OF(function) SEC("fentry/" #function)
@@ -35,6 +39,8 @@
 // A field of a structure that is netfilter's modules' own.
 #define MODULE_READ(type, pointer, field) BPF_CORE_READ((struct type *)(pointer), field)
 #define MODULE_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
+// Whether x_tables was there when this program was loaded.
+#define compat_knows_matches() bpf_core_type_exists(struct xt_match)
 #endif
 
 // The tracepoint kfree_skb has had a reason since 5.17 (c504e5c2f964).
@@ -76,30 +82,6 @@ static __always_inline bool compat_in_process(void *ctx)
 	const u32 kernel_thread = 0x00200000; // PF_KTHREAD
 
 	return !(BPF_CORE_READ(task, flags) & kernel_thread) && compat_in_task(ctx);
-}
-
-// The address of a variable of the kernel. The verifier looks through all of the kernel's types for each instruction that
-// loads it: so that is one, and not one for each use.
-#define KERNEL_VARIABLE(name)                           \
-	({                                              \
-		typeof(name) *address__ = &(name);      \
-		asm volatile("" : "+r"(address__));     \
-		address__;                              \
-	})
-
-extern const bool nf_skb_duplicated __ksym __weak;
-
-// Whether a copy that TEE or dup has made passes the tables now, in the middle of another packet's way: per task from
-// 6.16 (a1f1acb9c5db), per CPU before.
-__noinline int compat_duplicating(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	const bool *per_cpu;
-
-	if (bpf_core_field_exists(task->in_nf_duplicate))
-		return BPF_CORE_READ_BITFIELD_PROBED(task, in_nf_duplicate);
-	per_cpu = KERNEL_VARIABLE(nf_skb_duplicated);
-	return per_cpu ? *(const bool *)bpf_this_cpu_ptr(per_cpu) : false;
 }
 
 enum bpf_attach_type___compat { BPF_TCX_INGRESS___compat };

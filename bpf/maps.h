@@ -123,7 +123,8 @@ struct verdict {
 	u8 hook;
 	u8 pf;
 	u16 family;
-	u16 named; // chain and number are known
+	u8 named;    // chain and number are known
+	u8 by_match; // a match of the rule dropped it by itself
 	struct net_device *in;
 	struct net_device *out;
 	char table[TSDT_NAME_LEN];
@@ -182,6 +183,9 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 // How many modules with nf_tables' expressions have been loaded since the start, and how many of them were there when
 // userspace last attached to what is there.
 __u32 expressions_loaded, expressions_traced;
+
+// Whether the matches of iptables-nft are traced (match.h): set by userspace.
+__u32 matches_traced;
 
 // What one CPU is queueing now for a program in userspace (queue.h).
 struct queueing {

@@ -21,6 +21,16 @@ struct nft_expr_5_10 {
 	unsigned char data[0]; // 8
 };
 
+struct nft_expr_ops_5_10 {
+	u64 eval, clone;   // 0, 8
+	unsigned int size; // 16: of the whole expression
+};
+
+struct nft_expr_type_5_10 {
+	u64 select_ops, release_ops, ops, list[2]; // 0 to 32
+	const char *name;                          // 40
+};
+
 struct nft_immediate_expr_5_10 {
 	struct {
 		struct {
@@ -86,14 +96,21 @@ struct xt_target_5_10 {
 };
 
 struct xt_match_5_10 {
-	u64 list[2];   // 0
-	char name[29]; // 16
+	u64 list[2];       // 0
+	char name[29];     // 16
+	u8 revision;       // 45
+	const void *match; // 48
 };
 
 struct xt_action_param_5_10 {
-	const void *match;                 // 0
-	const void *targinfo;              // 8
+	const void *match; // 0
+	union {
+		const void *matchinfo, *targinfo; // 8
+	};
 	const struct nf_hook_state *state; // 16
+	int fragoff;                       // 24
+	unsigned int thoff;                // 28
+	bool hotdrop;                      // 32
 };
 
 _Static_assert(__builtin_offsetof(struct nft_pktinfo_5_10, state) == 32, "nft_pktinfo");

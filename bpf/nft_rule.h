@@ -3,7 +3,7 @@
 // the blob. Runs only where a packet dies, and the slow part only when a rule drops for the first time.
 #pragma once
 
-#include "maps.h"
+#include "match.h"
 
 struct path_step {
 	u64 chain; // struct nft_chain *
@@ -23,7 +23,7 @@ struct segment {
 struct path {
 	struct segment segment[TSDT_MOVES]; // where its steps may lie
 	u32 segments;
-	u32 steps;
+	u32 steps;      // where no expression dropped: all chains that it met, and there may be more than there is room for
 	u32 complete;   // it reaches back to the base chain
 	u32 verdicts;   // steps of the trail that say something, the drop included
 	u64 skb;
@@ -32,6 +32,7 @@ struct path {
 	u64 jump_by;    // the expression of a TRAIL_JUMP_TO that comes next
 	u64 dropped_by; // struct nft_expr *, 0 when no expression dropped
 	u64 wanted;     // struct nft_expr * whose chain is looked for, 0 until the one that dropped is found
+	u64 suspect;    // function of a match of iptables-nft on the way that may have dropped, untraced; 0: there is none
 	u64 hash;       // over the expressions
 	u32 gencursor;  // as in struct verdict
 	u32 outdated;   // a rule on the way belongs to a ruleset that has been replaced since
@@ -52,9 +53,20 @@ struct rule_search {
 #ifdef TSDT_KPROBES
 #include "nft_rule_kprobes.h"
 #else
+// The function of a match of iptables-nft that may drop by itself, if the expression with these ops is one; else 0.
+static __always_inline u64 dropping_expression(u64 ops_address)
+{
+	const struct nft_expr_ops *ops = (struct nft_expr_ops *)ops_address;
+	u64 name = 0;
+
+	bpf_probe_read_kernel(&name, 6, BPF_CORE_READ(ops, type, name));
+	return NAME_IS(name, "match") ? dropping_match((u64)BPF_CORE_READ(ops, data)) : 0;
+}
+
 #define compat_with_path(function, path, which) function(path, which)
 
 #define MAX_RULES (1 << 20)
+#define MAX_EXPRESSIONS (1 << 22)
 
 static __always_inline bool blob_holds(u64 blob, u64 expr)
 {
@@ -113,7 +125,97 @@ static __always_inline void find_rule(const struct path *path, const struct path
 	search->end = search->at + BPF_CORE_READ(blob, size);
 	bpf_loop(MAX_RULES, visit_rule, search, 0);
 }
+
+struct expression_walk {
+	u64 rule; // the one that follows
+	u64 end;  // of the blob
+	u64 expr;
+	u64 expr_end;
+	u64 suspect;
+};
+
+// One expression, or the step to the next rule.
+static long visit_expression(u32 index, struct expression_walk *walk)
+{
+	const struct nft_rule_dp *rule;
+	const struct nft_rule_dp___dlen *length;
+	const struct nft_expr_ops *ops;
+	const struct nft_expr *expr;
+	u32 size;
+
+	if (walk->expr >= walk->expr_end) {
+		rule = (struct nft_rule_dp *)walk->rule;
+		length = (void *)rule;
+		if (walk->rule >= walk->end || BPF_CORE_READ_BITFIELD_PROBED(rule, is_last))
+			return 1;
+		walk->expr = walk->rule + bpf_core_field_offset(struct nft_rule_dp, data);
+		walk->expr_end = walk->expr + BPF_CORE_READ_BITFIELD_PROBED(length, dlen);
+		walk->rule = walk->expr_end;
+		return 0;
+	}
+	expr = (struct nft_expr *)walk->expr;
+	ops = BPF_CORE_READ(expr, ops);
+	walk->suspect = dropping_expression((u64)ops);
+	size = BPF_CORE_READ(ops, size);
+	walk->expr += size;
+	return walk->suspect || !size ? 1 : 0;
+}
+
+static __always_inline u64 suspect_in_blob(u64 blob_address)
+{
+	struct nft_rule_blob *blob = (struct nft_rule_blob *)blob_address;
+	struct expression_walk walk = {};
+
+	if (!blob)
+		return 0;
+	walk.rule = walk.expr = walk.expr_end = blob_address + bpf_core_field_offset(struct nft_rule_blob, data);
+	walk.end = walk.rule + BPF_CORE_READ(blob, size);
+	bpf_loop(MAX_EXPRESSIONS, visit_expression, &walk, 0);
+	return walk.suspect;
+}
+
+// In either of the two: the one that the packet did not meet differs from the other only where the chain has just changed.
+static __always_inline u64 find_suspect(u64 chain_address, u32 gencursor)
+{
+	struct nft_chain *chain = (struct nft_chain *)chain_address;
+	u64 now = (u64)BPF_CORE_READ(chain, blob_gen_0), other = (u64)BPF_CORE_READ(chain, blob_gen_1);
+	u64 suspect = suspect_in_blob(now);
+
+	return suspect || other == now ? suspect : suspect_in_blob(other);
+}
 #endif
+
+// What find_suspect has said: a chain is long to walk, and each packet that a policy drops asks the same.
+struct known_suspect_key {
+	u64 chain;
+	u32 generation;
+	u32 gencursor;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct known_suspect_key);
+	__type(value, u64);
+} known_suspects SEC(".maps");
+
+// The function of a match in this chain that may drop by itself, or 0.
+__noinline u64 suspect_in(u64 chain, u32 gencursor)
+{
+	struct known_suspect_key key = {.chain = chain, .gencursor = gencursor};
+	const u64 *known;
+	u64 suspect;
+
+	if (!traces_nft)
+		return 0;
+	key.generation = generation(TSDT_GENERATION_NF_TABLES);
+	known = bpf_map_lookup_elem(&known_suspects, &key);
+	if (known)
+		return *known;
+	suspect = find_suspect(chain, gencursor);
+	if (!is_changing(TSDT_GENERATION_NF_TABLES) && generation(TSDT_GENERATION_NF_TABLES) == key.generation)
+		bpf_map_update_elem(&known_suspects, &key, &suspect, BPF_ANY);
+	return suspect;
+}
 
 // The kernel's struct nft_verdict: a copy of our own, whose fields are where they are.
 struct immediate_verdict {
@@ -250,6 +352,12 @@ static long visit_step(u32 back, struct trail_reader *reader)
 		return 0;
 	}
 	path->verdicts++;
+	compat_bound(at);
+	if (!path->dropped_by) {
+		if (at < TSDT_PATH_MAX)
+			path->step[at].chain = chain;
+		path->steps = at + 1;
+	}
 	rules = path->wanted ? rules_with(path, chain, path->wanted) : 0;
 	if (!rules)
 		return kind == TRAIL_BEGIN;
@@ -270,6 +378,17 @@ static long visit_step(u32 back, struct trail_reader *reader)
 
 SEGMENT_LOOP(read_segment, visit_step)
 
+// No expression is known to have dropped the packet: looks for a match that may have, in the chains that it met.
+static __always_inline void find_suspect_on(struct path *path)
+{
+	if (*(volatile u32 *)&matches_traced)
+		return;
+	if (path->steps > TSDT_PATH_MAX)
+		path->suspect = SUSPECT_UNKNOWN;
+	for (u32 i = 0; i < TSDT_PATH_MAX && i < path->steps && !path->suspect; i++)
+		path->suspect = suspect_in(path->step[i].chain, path->gencursor);
+}
+
 // Reads the trail of the traversal `pkt`, in the segments that have been found. Fills in `path` when an expression
 // dropped. Returns the base chain, or 0 when the trail does not reach back to it.
 static __always_inline u64 read_trail(u64 pkt, struct path *path)
@@ -283,6 +402,7 @@ static __always_inline u64 read_trail(u64 pkt, struct path *path)
 	path->wanted = 0;
 	path->pending = 0;
 	path->outdated = 0;
+	path->suspect = 0;
 	path->hash = 0xcbf29ce484222325ULL;
 	for (u32 i = 0; i < TSDT_MOVES; i++)
 		if (i < path->segments && !path->base_chain)
@@ -346,6 +466,14 @@ static __always_inline void describe_table(u64 chain_address, struct tsdt_cause 
 	cause->family = table_family(table);
 }
 
+static __always_inline bool is_match(u64 expr)
+{
+	u64 ops = 0;
+
+	bpf_probe_read_kernel(&ops, sizeof(ops), (void *)expr); // its first field
+	return dropping_expression(ops);
+}
+
 struct path_reader {
 	const struct path *path;
 	struct tsdt_cause *cause;
@@ -366,6 +494,7 @@ static long describe_step(u32 index, struct path_reader *reader)
 		cause->step[index].handle = search.handle;
 		cause->step[index].number = search.number;
 	}
+	cause->step[index].by_match = index + 1 == path->steps && is_match(path->step[from].expr);
 	cause->steps = index + 1;
 	return 0;
 }

@@ -111,6 +111,81 @@ static __always_inline bool is_current(const struct path *path, u64 chain, u64 r
 	return true;
 }
 
+// Where these ops have their type: the data of nft_compat follows it. 5.10's updates have added fields before it. Its name,
+// in the first eight bytes, goes to `name`. 0: not found.
+static __noinline u64 find_type(u64 ops, u64 *name)
+{
+	const u32 first = 104, last = 120;
+
+	for (u32 at = first; at <= last; at += sizeof(u64)) {
+		struct nft_expr_type_5_10 *type = NULL;
+		const char *text = NULL;
+
+		*name = 0;
+		if (!bpf_probe_read_kernel(&type, sizeof(type), (void *)ops + at) &&
+		    !bpf_probe_read_kernel(&text, sizeof(text), &type->name) &&
+		    bpf_probe_read_kernel_str(name, sizeof(*name), text) > 1 && (u8)*name >= 'a' && (u8)*name <= 'z')
+			return ops + at;
+	}
+	return 0;
+}
+
+// As in nft_rule.h. An expression that cannot be made sense of may drop, too.
+static __always_inline u64 dropping_expression(u64 ops)
+{
+	u64 name = 0, match = 0, type = find_type(ops, &name);
+
+	if (!type)
+		return SUSPECT_UNKNOWN;
+	if (!NAME_IS(name, "match"))
+		return 0;
+	bpf_probe_read_kernel(&match, sizeof(match), (void *)type + sizeof(u64));
+	return dropping_match(match);
+}
+
+struct expression_walk {
+	u64 at; // as in struct rule_search
+	u64 expr;
+	u64 expr_end;
+	u64 suspect;
+};
+
+// One expression, or the step to the next rule.
+static long visit_expression(u32 index, struct expression_walk *walk)
+{
+	struct nft_rule_5_10 *rule = NULL;
+	struct nft_expr_ops_5_10 *ops = NULL;
+	u64 word = 0;
+	u32 size = 0;
+
+	if (walk->expr >= walk->expr_end) {
+		if (bpf_probe_read_kernel(&rule, sizeof(rule), (void *)walk->at) || !rule ||
+		    bpf_probe_read_kernel(&word, sizeof(word), &rule->word))
+			return 1;
+		walk->at += sizeof(rule);
+		walk->expr = (u64)&rule->data[0];
+		walk->expr_end = walk->expr + (word >> 44 & 0xfff);
+		return 0;
+	}
+	bpf_probe_read_kernel(&ops, sizeof(ops), (void *)walk->expr);
+	bpf_probe_read_kernel(&size, sizeof(size), &ops->size);
+	walk->suspect = dropping_expression((u64)ops);
+	walk->expr += size;
+	return walk->suspect || !size ? 1 : 0;
+}
+COMPAT_LONG_LOOP(visit_expression, struct expression_walk)
+
+static __always_inline u64 find_suspect(u64 chain, u32 gencursor)
+{
+	struct nft_chain_5_10 *own = (struct nft_chain_5_10 *)chain;
+	struct expression_walk walk = {};
+
+	bpf_probe_read_kernel(&walk.at, sizeof(walk.at), gencursor ? &own->rules_gen_1 : &own->rules_gen_0);
+	if (walk.at)
+		compat_long_loop(~0u, visit_expression, &walk);
+	return walk.suspect;
+}
+
 // Whether this is a base chain: what is read of it must agree with what netfilter says of its hook.
 static __noinline bool is_base_chain(u64 chain, u32 hook)
 {

@@ -28,6 +28,8 @@ int nft_immediate_eval_begin(u64 *ctx) // struct nft_expr *expr, struct nft_regs
 	s32 code = compat_expr_read(expr, struct nft_immediate_expr, data.verdict.code);
 	struct trail *trail;
 
+	if (code == NF_ACCEPT) // what most packets meet is asked first
+		return 0;
 	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
 	trail = this_cpu_trail();
@@ -101,8 +103,7 @@ static __always_inline int target_done(const struct nft_expr *expr, const struct
 
 #endif
 
-// All that may set a drop or a jump, up to 7.2, but for the matches of nft_compat: they are many, and drop only by
-// `hotdrop`.
+// All that may set a drop or a jump, up to 7.2.
 NFT_EXPRESSION(nft_lookup_eval)     // verdict maps
 NFT_EXPRESSION(nft_objref_eval)     // objects: synproxy, connlimit, ct helper, timeout and expectation
 NFT_EXPRESSION(nft_objref_map_eval)
@@ -131,6 +132,10 @@ NFT_EXPRESSION(nft_exthdr_tcp_strip_eval)
 NFT_EXPRESSION(nft_fib_inet_eval)
 NFT_EXPRESSION(nft_fib_netdev_eval)
 NFT_EXPRESSION(nft_fwd_neigh_eval)
+
+// The matches of iptables-nft are many, and hardly ever drop: attached late (match.h).
+NFT_EXPRESSION(nft_match_eval)
+NFT_EXPRESSION(nft_match_large_eval)
 
 // A module's expressions drop packets before userspace has seen that it is there.
 SEC("raw_tp/module_load")

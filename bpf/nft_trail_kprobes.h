@@ -1,9 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // nft_trail.h's programs for 5.10. A kretprobe does not see what its function was called with: so
 // that is kept from the entry on. The kernel runs no kprobe program on top of another one on the same CPU: what a
-// softirq does meanwhile is seen not at all, from its beginning to its end. But it may miss a return alone, where too
-// many calls are under way: so an expression leaves word of its beginning, and takes that back.
+// softirq does meanwhile is seen not at all, from its beginning to its end. But it may miss a return alone, where more
+// calls of a function are under way than there are CPUs (maxactive, which perf events cannot raise): so an expression
+// leaves word of its beginning, and takes that back; and that a rule drops is said where it does, not when its chain
+// returns.
 #pragma once
+
+// nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone: kfree_skb then reads the trail.
+VERIFIED_ONCE int leave_nft_verdict(u64 pkt)
+{
+	u64 skb = (u64)MODULE_READ(nft_pktinfo, pkt, skb);
+	const struct nf_hook_state *state = MODULE_READ(nft_pktinfo, pkt, state);
+	struct verdict verdict;
+
+	begin_verdict(&verdict, (struct sk_buff *)skb, state);
+	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: the trail tells
+	verdict.rule = pkt;
+	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
+	verdict.gencursor = gencursor_of(state);
+	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
+	return 0;
+}
 
 SEC("kprobe/nft_do_chain")
 int nft_do_chain_begin(struct pt_regs *ctx) // struct nft_pktinfo *pkt, void *priv: the base chain
@@ -19,38 +37,30 @@ int nft_do_chain_begin(struct pt_regs *ctx) // struct nft_pktinfo *pkt, void *pr
 SEC("kprobe/nft_immediate_eval")
 int nft_immediate_eval_begin(struct pt_regs *ctx) // struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt
 {
-	u64 expr = PT_REGS_PARM1(ctx);
-	s32 code = MODULE_READ(nft_immediate_expr, expr + MODULE_FIELD_OFFSET(nft_expr, data), data.verdict.code);
+	u64 expr = PT_REGS_PARM1(ctx), pkt = PT_REGS_PARM3(ctx), immediate = expr + MODULE_FIELD_OFFSET(nft_expr, data);
+	s32 code = MODULE_READ(nft_immediate_expr, immediate, data.verdict.code);
+	bool drops = (code & NF_VERDICT_MASK) == NF_DROP;
 
-	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
+	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && !drops)
 		return 0;
-	trail_add(this_cpu_trail(), (void *)PT_REGS_PARM3(ctx), (void *)expr, TRAIL_IMMEDIATE);
+	trail_add(this_cpu_trail(), (void *)pkt, (void *)expr, TRAIL_IMMEDIATE);
+	if (drops && MODULE_READ(nft_immediate_expr, immediate, dreg) == NFT_REG_VERDICT)
+		leave_nft_verdict(pkt);
 	return 0;
 }
 
-// nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone.
 SEC("kretprobe/nft_do_chain")
 int nft_do_chain_end(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_return(ctx), skb, pkt;
+	u64 frame = frame_at_return(ctx), pkt;
 	struct call *call = bpf_map_lookup_elem(&calls, &frame);
-	const struct nf_hook_state *state;
-	struct verdict verdict;
 
 	if (!call)
 		return 0;
 	pkt = call->argument[0];
 	bpf_map_delete_elem(&calls, &frame);
-	if (((u32)PT_REGS_RC(ctx) & NF_VERDICT_MASK) != NF_DROP)
-		return 0;
-	skb = (u64)MODULE_READ(nft_pktinfo, pkt, skb);
-	state = MODULE_READ(nft_pktinfo, pkt, state);
-	begin_verdict(&verdict, (struct sk_buff *)skb, state);
-	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: kfree_skb reads the trail
-	verdict.rule = pkt;
-	verdict.generation = generation(TSDT_GENERATION_NF_TABLES);
-	verdict.gencursor = gencursor_of(state);
-	bpf_map_update_elem(&verdicts, &skb, &verdict, BPF_ANY);
+	if (((u32)PT_REGS_RC(ctx) & NF_VERDICT_MASK) == NF_DROP)
+		leave_nft_verdict(pkt);
 	return 0;
 }
 
@@ -92,6 +102,7 @@ static __always_inline int expression_done(struct pt_regs *ctx)
 		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_JUMP_BY);
 	} else if ((code & NF_VERDICT_MASK) == NF_DROP) {
 		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_DROP);
+		leave_nft_verdict(pkt);
 	}
 	return 0;
 }

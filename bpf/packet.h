@@ -221,21 +221,26 @@ static __always_inline u32 find_ip_header(struct sk_buff *skb, const struct wind
 	return at;
 }
 
+struct arp_over_ethernet {
+	__be16 hardware, protocol;
+	u8 hardware_length, protocol_length;
+	__be16 operation;
+	u8 sender_hardware[6];
+	__be32 sender;
+	u8 target_hardware[6];
+	__be32 target;
+} __attribute__((packed));
+
 // Who asks or answers whom about an IPv4 address. The family stays 0: it is no IP packet.
 static __always_inline void read_arp(struct tsdt_drop *drop, const struct window *window)
 {
-	struct {
-		__be16 hardware, protocol;
-		u8 hardware_length, protocol_length;
-		__be16 operation;
-		u8 sender_hardware[6], sender[4], target_hardware[6], target[4];
-	} arp;
+	struct arp_over_ethernet arp;
 
 	if (!read_at(window, window->at, &arp, sizeof(arp)) || arp.protocol != bpf_htons(ETH_P_IP) ||
 	    arp.hardware_length != 6 || arp.protocol_length != 4)
 		return;
-	__builtin_memcpy(drop->saddr, arp.sender, 4);
-	__builtin_memcpy(drop->daddr, arp.target, 4);
+	__builtin_memcpy(drop->saddr, &arp.sender, 4);
+	__builtin_memcpy(drop->daddr, &arp.target, 4);
 	drop->is_arp = 1;
 }
 

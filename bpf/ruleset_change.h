@@ -72,8 +72,11 @@ static __always_inline int change_begins(u32 which)
 
 #define SOCKET_NET(sk) BPF_CORE_READ(sk, __sk_common.skc_net.net)
 
-// IPT_SO_SET_REPLACE and its IPv6 twin: the other command only adds old counters back.
-#define SET_REPLACE 64
+// The command that replaces a table (IPT_SO_SET_REPLACE and its like): the other one only adds old counters back.
+static __always_inline s32 replace_command(u32 ruleset)
+{
+	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : 64;
+}
 
 #ifdef TSDT_KPROBES
 #include "ruleset_change_kprobes.h"
@@ -104,18 +107,41 @@ int BPF_PROG(nf_tables_commit_end, struct net *net, struct sk_buff *skb, int ret
 		u64 ret = -1;                                                                          \
                                                                                                        \
 		bpf_get_func_ret(ctx, &ret);                                                           \
-		if (!(int)ret && (int)ctx[1] == SET_REPLACE)                                           \
+		if (!(int)ret && (int)ctx[1] == replace_command(ruleset))                                      \
 			tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));                \
 		return change_ends(TSDT_GENERATION_X_TABLES);                                          \
 	}
 SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
 SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
+SET_CTL(do_arpt_set_ctl, TSDT_RULESET_ARP_TABLES)
+
+// Which table it is, only what the process has handed over says.
+SEC("fexit/do_ebt_set_ctl")
+int do_ebt_set_ctl_end(unsigned long long *ctx) // struct sock *sk, int cmd, sockptr_t arg, unsigned int len
+{
+	enum { EBT_SO_SET_ENTRIES = 128 };
+	struct sock *sk = (struct sock *)ctx[0];
+	u64 ret = -1;
+	char name[8] = {};
+
+	bpf_get_func_ret(ctx, &ret);
+	if (!(int)ret && (int)ctx[1] == EBT_SO_SET_ENTRIES) {
+		bpf_probe_read_user(name, sizeof(name), (void *)ctx[2]); // struct ebt_replace
+		if (name[0] == 'f')
+			tell_change(TSDT_RULESET_BRIDGE_FILTER, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
+		else if (name[0] == 'n')
+			tell_change(TSDT_RULESET_BRIDGE_NAT, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
+	}
+	return change_ends(TSDT_GENERATION_X_TABLES);
+}
 
 #define CHANGE_BEGINS(function, which) \
 	ENTRY_OF(function) int function##_begin(void *ctx) { return change_begins(which); }
 CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
+CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
+CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
 
 // Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
 // in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
@@ -169,3 +195,7 @@ EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_c
 ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
 // From 7.1:
 ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }
+#ifndef TSDT_KPROBES
+EXIT_OF(ebt_register_table) int ebt_register_table_end(void *ctx) { return table_comes_or_goes(); }
+ENTRY_OF(ebt_unregister_table) int ebt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); }
+#endif

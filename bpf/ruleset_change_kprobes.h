@@ -28,7 +28,7 @@ static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 		if (!(s32)PT_REGS_RC(ctx)) {
 			if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
 				tell_change(tells, which, (struct net *)call.argument[0]);
-			else if ((s32)call.argument[1] == SET_REPLACE) // struct sock *, int command
+			else if ((s32)call.argument[1] == replace_command(tells)) // struct sock *, int command
 				tell_change(tells, which, SOCKET_NET(sk));
 		}
 	}
@@ -43,9 +43,11 @@ static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 RULESET_CHANGE_ENDS(nf_tables_commit, TSDT_GENERATION_NF_TABLES, TSDT_RULESET_NF_TABLES)
 RULESET_CHANGE_ENDS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP_TABLES)
 RULESET_CHANGE_ENDS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP6_TABLES)
+RULESET_CHANGE_ENDS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_ARP_TABLES)
 
 #define RULESET_CHANGE_BEGINS(function, which) \
 	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return call_begins(ctx, which); }
 RULESET_CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 RULESET_CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 RULESET_CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
+RULESET_CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)

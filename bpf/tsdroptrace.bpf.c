@@ -9,5 +9,6 @@
 #include "hook_function.h"  // hook functions that have no rules
 #include "queue.h"          // queues for programs in userspace
 #include "drop.h"           // where packets die
+#include "seen.h"           // packets that pass
 
 char LICENSE[] SEC("license") = "GPL";

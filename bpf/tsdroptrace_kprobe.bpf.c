@@ -8,5 +8,6 @@
 #include "ipt_table.h"
 #include "ipt_target.h"
 #include "drop.h"
+#include "seen.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -7,9 +7,10 @@
 
 namespace tsdroptrace {
 
-// Returns when the duration or the count is reached, or SIGINT or SIGTERM came; SIGHUP reopens the JSON file.
-// Fails before the start line (ErrorKind::unsupported, or other), or, with everything that could be written
+// Returns when the duration or the count is reached, or SIGINT or SIGTERM came; SIGHUP reopens the JSON file. With a
+// command: when that has ended; these signals are its own then. Returns the exit code: the command's, if it was
+// started. Fails before the start line (ErrorKind::unsupported, or other), or, with everything that could be written
 // written, because an output did.
-Status run_live(const Options& options, bool stdout_is_tty);
+Result<int> run_live(const Options& options, bool stdout_is_tty);
 
 } // namespace tsdroptrace

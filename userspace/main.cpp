@@ -36,10 +36,10 @@ int main(int argc, char** argv) {
     if (options.verbose)
         spdlog::set_level(spdlog::level::debug);
 
-    const Status done =
+    const Result<int> done =
         options.replay ? run_replay(options, environment.stdout_is_tty) : run_live(options, environment.stdout_is_tty);
     if (done)
-        return EXIT_SUCCESS;
+        return *done;
     if (!done.error().message.empty())
         spdlog::error("{}", done.error().message);
     return static_cast<int>(done.error().kind);

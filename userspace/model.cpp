@@ -41,6 +41,22 @@ std::string Queue::text() const {
     return "";
 }
 
+bool leaves_this_machine(const Drop& drop) {
+    return drop.site.hook == Hook::output || drop.site.hook == Hook::postrouting || drop.site.hook == Hook::egress;
+}
+
+bool peer_is_source(const Drop& drop) {
+    if (leaves_this_machine(drop))
+        return false;
+    if (drop.site.hook == Hook::forward)
+        return drop.packet.direction == Direction::from;
+    return drop.packet.received || drop.site.hook.has_value();
+}
+
+const Address& peer(const Drop& drop) {
+    return peer_is_source(drop) ? drop.packet.src : drop.packet.dst;
+}
+
 std::uint64_t Summary::packets() const {
     return std::accumulate(causes.begin(), causes.end(), std::uint64_t{0},
                            [](std::uint64_t sum, const Cause& cause) { return sum + cause.packets; });
@@ -168,6 +184,18 @@ std::string_view to_string(Exactness exactness) {
         return "inferred";
     case Exactness::unavailable:
         return "unavailable";
+    }
+    return "";
+}
+
+std::string_view to_string(Reached reached) {
+    switch (reached) {
+    case Reached::yes:
+        return "reachable";
+    case Reached::dropped_here:
+        return "dropped_here";
+    case Reached::lost_elsewhere:
+        return "lost_elsewhere";
     }
     return "";
 }

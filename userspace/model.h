@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The values that travel through the pipeline: attach > decode > resolve_rule > explain > aggregate > output.
+// The values that travel through the pipeline: attach > decode > resolve_rule > evidence > explain > aggregate >
+// output.
 // Each stage fills in its part of a Drop; none of them looks back.
 #pragma once
 
@@ -123,10 +124,34 @@ struct Rule {
     std::optional<std::uint32_t> number;
     std::optional<std::uint64_t> handle;
     std::optional<std::string> text;
-    std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
-    std::string verdict = "drop";
+    std::vector<PathStep> path;   // base chain first, the dropping rule last; for a policy the base chain alone
+    std::string verdict = "drop"; // "hotdrop": a match of the rule dropped the packet by itself
     Confidence confidence = Confidence::exact;
+    std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
     bool stale = false;
+    std::vector<std::string> jumps = {}; // of a policy: the chains that its base chain jumps to, in their order
+};
+
+// ---- evidence: what this machine itself says about a drop, asked once for each cause and far end ----
+
+// How a packet to the far end leaves this machine, as the kernel answers (ip route get).
+struct Route {
+    // As ip calls it: "unicast", "local", "unreachable", "blackhole", "prohibit"...; "none" where no route leads there
+    // or a rule of type unreachable says so, which the kernel's answer does not tell apart.
+    std::string type;
+    std::optional<std::string> dev;
+    std::optional<Address> gateway;
+    std::uint32_t table = 0; // 254 is main, 52 Tailscale's; 0: not told
+    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"; empty: not told
+};
+
+// Each is empty where it was not asked for or could not be had.
+struct Evidence {
+    std::optional<Route> route;                 // to the far end
+    std::optional<bool> tailnet_peer;           // the far end has a route of its own in Tailscale's table
+    std::optional<bool> socket_waits;           // a socket here is bound to the packet's local address and port
+    std::optional<Process> waiting;             // whose it is: a process that holds it, where one was found
+    std::map<std::string, std::string> sysctls; // those that the catalogue asks for, by name: "net.ipv4.ip_forward"
 };
 
 // ---- explain: whose, why, what to do ----
@@ -137,9 +162,10 @@ struct Fix {
 };
 
 struct Explanation {
-    std::string id;         // "tailscale-cgnat", stable across versions
-    std::string summary;    // one or two sentences
-    std::vector<Fix> fixes; // best first
+    std::string id;             // "tailscale-cgnat", stable across versions
+    std::string summary;        // one or two sentences
+    std::vector<Fix> fixes;     // best first
+    std::string reference = {}; // an address, an issue ("tailscale/tailscale#15863") or a page of the manual
 };
 
 struct Owner {
@@ -161,9 +187,18 @@ struct Drop {
     std::shared_ptr<const Rule> rule; // null: none, or not known
     std::optional<Owner> owner;
     std::optional<Process> process;
+    std::shared_ptr<const Evidence> evidence;       // null: nothing was asked
     std::shared_ptr<const Explanation> explanation; // null: nothing known
     bool noise = false; // a healthy machine does this all day: counted, not shown by default
 };
+
+// True for what this machine sends, as far as the hook tells.
+bool leaves_this_machine(const Drop&);
+
+// The far end: where the packet comes from, for what enters; where it goes, for what leaves. In between, on the
+// forwarding path, the end that the user asked about.
+bool peer_is_source(const Drop&);
+const Address& peer(const Drop&);
 
 // ---- aggregate: exact counts, from the kernel ----
 
@@ -184,11 +219,25 @@ struct Cause {
     std::uint64_t other_flows = 0, other_packets = 0; // beyond those
 };
 
+// Packets of the filter that passed a device, by its name.
+struct SeenWay {
+    std::uint64_t packets = 0;
+    std::map<std::string, std::uint64_t> by_dev;
+    std::optional<std::int64_t> first_ns, last_ns; // CLOCK_REALTIME; none: there was no packet
+};
+
+// Toward the range: handed to the device's driver. From the range: come in by the device, before anything could drop
+// them.
+struct Seen {
+    SeenWay sent, received;
+};
+
 struct Summary {
     static constexpr std::size_t max_flows = 10;
     bool final = false;
     std::int64_t since_ns = 0, until_ns = 0;     // CLOCK_REALTIME
     std::vector<Cause> causes;                   // most packets first, without the noise
+    std::optional<Seen> seen;                    // none: packets that pass are not counted
     std::map<std::string, std::uint64_t> lost;   // where -> events
     std::map<std::string, std::uint64_t> hidden; // reason -> packets of noise
     std::uint64_t packets() const;
@@ -199,6 +248,16 @@ struct Lost {
     std::string where;
     std::int64_t since_ns =
         0; // CLOCK_REALTIME: nothing was lost at `where` between the start (or the last such line) and then
+};
+
+// ---- tsdroptrace check ----
+
+enum class Reached { yes, dropped_here, lost_elsewhere };
+
+struct CheckVerdict {
+    std::string target; // "100.100.2.136:53/udp"
+    Reached reached = Reached::lost_elsewhere;
+    std::string text; // a sentence without a full stop
 };
 
 // ---- a ruleset changed ----
@@ -215,11 +274,20 @@ struct Changer {
     std::uint64_t changes = 0;
 };
 
+struct ChainName {
+    RuleFamily family = RuleFamily::ip;
+    std::string table, name;
+};
+
 // Rules and policies that drop, and now do so, no longer do so, or have another number.
 struct DropChanges {
     static constexpr std::size_t max_rules = 100; // in each list; the rest is counted
     std::vector<ChangedRule> added, removed, moved;
     std::uint64_t more_added = 0, more_removed = 0, more_moved = 0;
+    static constexpr std::size_t max_chains = 256;
+    // Base chains whose packets may meet a rule that differs, also one that does not drop.
+    std::vector<ChainName> chains;
+    bool more_chains = false;
 };
 
 // What one look at a ruleset shows that the one before did not.
@@ -235,6 +303,19 @@ struct RulesetChange : DropChanges {
     // Null when several may have.
     const Changer* by() const { return changers.size() == 1 && other_changes == 0 ? &changers[0] : nullptr; }
     bool drops_differ() const { return !added.empty() || !removed.empty() || !moved.empty(); }
+};
+
+// ---- a rule drops no more, since a ruleset changed ----
+
+// That it was the change is inferred from the times; that the rule dropped nothing since is counted.
+struct Stopped {
+    std::int64_t time_ns = 0;       // CLOCK_REALTIME, when it was known
+    Cause cause;                    // a rule or a policy, with all that it dropped; without flows
+    RulesetChange change;           // the first on the packets' way since the last drop; its lists of rules are empty
+    std::optional<ChainName> chain; // by which they meet what it did; none: that is not known
+    std::uint64_t changes = 1;      // as many were there on the packets' way since the last drop
+    std::int64_t seen_since_ns = 0; // CLOCK_REALTIME, shortly after the change
+    Seen seen;                      // packets of the filter since then; first_ns is not told
 };
 
 // ---- attach: what this kernel lets us see ----
@@ -255,6 +336,7 @@ struct Start {
     std::string version, kernel, host;
     std::string filter; // as a person would write it: "100.100.0.0/16, both ways"
     Capabilities capabilities;
+    bool counts_seen = false; // packets that pass are counted
 };
 
 // ---- names, as the contract spells them ----
@@ -269,6 +351,7 @@ std::string_view to_string(Backend);
 std::string_view to_string(RuleFamily);
 std::string_view to_string(Confidence);
 std::string_view to_string(Exactness);
+std::string_view to_string(Reached);
 // "udp", "tcp", "icmp", "icmpv6", "sctp"...; the number as a string for the rest.
 std::string proto_name(std::uint8_t proto);
 

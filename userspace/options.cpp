@@ -51,9 +51,11 @@ constexpr Spec specs[] = {
     {"rules-only", "", "", "only what a firewall's rule or policy dropped"},
     {"duration", "TIME", time_expected, "stop after 10s, 500ms, 5m, 2h, 1d (10 is 10s)"},
     {"count", "N", "a number of packets, at least 1", "stop after N dropped packets"},
+    {"user", "NAME", "the name of a user, such as nobody", "run COMMAND as NAME; default: who called sudo"},
     {"summary-every", "TIME", time_expected, "a summary each TIME, not only at the end"},
     {"json", "", "", "JSON lines on standard output, nothing else there"},
     {"json-file", "PATH", file_expected, "JSON lines to PATH as well, appended"},
+    {"no-seen", "", "", "do not count the packets that pass"},
     {"quiet", "", "", "only the summary"},
     {"verbose", "", "", "more diagnostics, and drops that are usually noise"},
     {"color", "auto|always|never", "auto, always or never", "default auto: on a terminal, unless NO_COLOR is set"},
@@ -65,8 +67,8 @@ constexpr Spec specs[] = {
 };
 
 // These belong to a recording, and cannot be had once it is made.
-constexpr std::string_view filters[] = {"dst",   "all",   "direction", "src",    "port",
-                                        "proto", "iface", "netns",     "reason", "rules-only"};
+constexpr std::string_view filters[] = {"dst",   "all",   "direction", "src",        "port",   "proto",
+                                        "iface", "netns", "reason",    "rules-only", "no-seen"};
 
 const Spec& spec_of(std::string_view name) { // one of `specs`
     return *std::find_if(std::begin(specs), std::end(specs), [&](auto& spec) { return spec.name == name; });
@@ -83,12 +85,21 @@ constexpr Exclusion exclusions[] = {
     {"record", "replay", "a replayed file is a recording already: leave --record out"},
     {"duration", "replay", "a replay ends with its file: leave --duration out"},
     {"summary-every", "replay", "a replay has one summary, at its end: leave --summary-every out"},
+    {"user", "replay", "a replay runs no command: leave --user out"},
 };
 
 std::string help_text() {
-    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options]\n\n"
+    std::string text = "Usage: tsdroptrace --dst CIDR[,CIDR...] [options] [-- COMMAND ARG...]\n"
+                       "       tsdroptrace check ADDRESS[:PORT]/udp|tcp|icmp [options]\n\n"
                        "Shows which firewall rule drops packets to or from a destination, and what to\n"
                        "do about it. Changes nothing. Needs root, except for --replay.\n\n"
+                       "check: sends a few packets of that kind there (a DNS query to port 53, a SYN, an\n"
+                       "echo), watches both ways, and says within 3 s whether they get through: exit\n"
+                       "code 0 reachable, 10 dropped on this machine, 11 lost elsewhere.\n\n"
+                       "With COMMAND: traces while it runs, as the user who called sudo, and half a\n"
+                       "second longer, and exits with its exit code. It gets SIGTERM and the first ^C;\n"
+                       "a second ^C ends both. Where --duration or --count end the tracing before, it\n"
+                       "goes on, and is waited for. With --json its output goes to standard error.\n\n"
                        "Options:\n";
     for (const Spec& spec : specs) {
         std::string left = fmt::format("  --{}{}{}", spec.name, spec.value.empty() ? "" : " ", spec.value);
@@ -100,11 +111,14 @@ std::string help_text() {
         }
     }
     return text + "\nExit codes: 0 stopped as asked, 2 wrong command line, 3 this kernel or these\n"
-                  "privileges cannot do it, 1 anything else.\n\n"
+                  "privileges cannot do it, 1 anything else. Once COMMAND was started: its own,\n"
+                  "128 + N where signal N ended it, 127 where it is not found, 126 where it cannot\n"
+                  "be run.\n\n"
                   "Examples:\n"
                   "  tsdroptrace --dst 100.100.0.0/16\n"
                   "  tsdroptrace --dst 10.8.0.0/16,fd00::/8 --duration 30s --json\n"
-                  "  tsdroptrace --dst 100.100.2.136 --port 53 --rules-only\n";
+                  "  tsdroptrace --dst 100.100.2.136 --port 53 --rules-only\n"
+                  "  tsdroptrace --dst 100.100.0.0/16 -- dig @100.100.2.136 baidu.com\n";
 }
 
 Error unexpected_argument(std::string_view argument) {
@@ -113,7 +127,9 @@ Error unexpected_argument(std::string_view argument) {
         if (parse_cidr(argument)) {
             return wrong(fmt::format("unexpected argument {0}: try tsdroptrace --dst {0}", shown));
         }
-        return wrong(fmt::format("unexpected argument {}: expected options only, see tsdroptrace --help", shown));
+        return wrong(fmt::format("unexpected argument {0}: expected options, or a command after --, as in tsdroptrace "
+                                 "--dst 100.100.0.0/16 -- {0}",
+                                 shown));
     }
     std::string_view name = argument.substr(std::min(argument.find_first_not_of('-'), argument.size()));
     name = name.substr(0, name.find('='));
@@ -332,6 +348,36 @@ std::optional<Error> read_filter(const Values& values, Options& options) {
     return error;
 }
 
+struct CommandLine {
+    std::vector<std::string> ours;
+    std::optional<std::vector<std::string>> command; // what comes after the first "--", whatever it looks like
+};
+
+CommandLine split(int argc, const char* const* argv) {
+    CommandLine typed{{argv + std::min(argc, 1), argv + argc}, std::nullopt};
+    const auto dashes = std::find(typed.ours.begin(), typed.ours.end(), "--");
+    if (dashes != typed.ours.end()) {
+        typed.command.emplace(dashes + 1, typed.ours.end());
+        typed.ours.erase(dashes, typed.ours.end());
+    }
+    return typed;
+}
+
+std::optional<Error> check_command(const Reader& reader, const std::optional<std::vector<std::string>>& command) {
+    constexpr std::string_view example = "tsdroptrace --dst 100.100.0.0/16 -- dig @100.100.2.136 baidu.com";
+    if (command && command->empty()) {
+        return wrong(fmt::format("no command after --: expected one, as in {}", example));
+    }
+    if (command && reader.given("replay")) {
+        return wrong("a command does not go with --replay: nothing is traced while a recording is shown: leave -- and "
+                     "the command out");
+    }
+    if (!command && reader.given("user")) {
+        return wrong(fmt::format("--user is for the command that is run: give one, as in {}", example));
+    }
+    return std::nullopt;
+}
+
 // The options and their values as typed, or what is wrong with their form.
 Result<Values> tokenize(std::vector<std::string> arguments) {
     CLI::App app;
@@ -366,7 +412,7 @@ Result<Values> tokenize(std::vector<std::string> arguments) {
         }
     }
     for (const std::string& extra : app.remaining()) {
-        if (extra != "--" && !values.contains("help")) {
+        if (!values.contains("help")) {
             return unexpected_argument(extra);
         }
     }
@@ -420,9 +466,46 @@ Result<Cidr> parse_cidr(std::string_view text) {
     return cidr;
 }
 
+// These do not go with `check`, which has a filter and an end of its own.
+constexpr std::string_view not_with_check[] = {
+    "dst",    "all",        "direction", "src",      "port",  "proto",         "iface",  "netns",
+    "reason", "rules-only", "no-seen",   "duration", "count", "summary-every", "replay", "user"};
+
+std::optional<Error> read_check(const std::string& typed, const Reader& reader, bool command, Options& options) {
+    const auto target = check::parse_target(typed);
+    if (!target)
+        return wrong("check: " + target.error().message);
+    for (const std::string_view name : not_with_check)
+        if (reader.given(name))
+            return wrong(
+                fmt::format("--{0} does not go with check, which traces what it sends itself: leave --{0} out", name));
+    if (command)
+        return wrong("check runs no command: leave -- and what follows out");
+    options.check = *target;
+    const bool ipv6 = target->address.family == IpFamily::ipv6;
+    options.dst = {Cidr{target->address.family, target->address.bytes, static_cast<std::uint8_t>(ipv6 ? 128 : 32)}};
+    constexpr std::uint8_t tcp = 6, udp = 17, icmp = 1, icmpv6 = 58;
+    options.protos = {target->kind == check::Kind::tcp   ? tcp
+                      : target->kind == check::Kind::udp ? udp
+                      : ipv6                             ? icmpv6
+                                                         : icmp};
+    if (target->kind != check::Kind::icmp)
+        options.ports = {target->port};
+    return std::nullopt;
+}
+
 Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* argv, const Environment& environment) {
-    const auto values =
-        tokenize(argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : std::vector<std::string>{});
+    CommandLine typed = split(argc, argv);
+    const bool is_check = !typed.ours.empty() && std::string_view(typed.ours.front()) == "check";
+    std::optional<std::string> target;
+    if (is_check) {
+        typed.ours.erase(typed.ours.begin());
+        if (!typed.ours.empty() && !std::string_view(typed.ours.front()).starts_with('-')) {
+            target = typed.ours.front();
+            typed.ours.erase(typed.ours.begin());
+        }
+    }
+    const auto values = tokenize(typed.ours);
     if (!values) {
         return values.error();
     }
@@ -443,6 +526,9 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
             return wrong(fmt::format("--{} does not go with --{}: {}", exclusion.one, exclusion.other, exclusion.hint));
         }
     }
+    if (const auto error = check_command(reader, typed.command)) {
+        return *error;
+    }
     for (const std::string_view filter : filters) {
         if (reader.given("replay") && reader.given(filter)) {
             return wrong(fmt::format("--{0} does not go with --replay: a replay shows what was recorded, with the "
@@ -451,7 +537,8 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
         }
     }
 
-    Options options;
+    std::variant<Options, PrintAndExit> parsed;
+    Options& options = std::get<Options>(parsed);
     enum class Color { automatic, always, never } color = Color::automatic;
     const auto path = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
     const auto positive = [](const std::string& text) {
@@ -461,6 +548,7 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
 
     options.all = reader.given("all");
     options.rules_only = reader.given("rules-only");
+    options.seen = !reader.given("no-seen");
     options.json = reader.given("json");
     options.quiet = reader.given("quiet");
     options.verbose = reader.given("verbose");
@@ -475,6 +563,8 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     reader.read("json-file", options.json_file, path);
     reader.read("record", options.record, path);
     reader.read("replay", options.replay, path);
+    reader.read("user", options.user, path);
+    options.command = typed.command.value_or(std::vector<std::string>());
     if (const auto error = reader.error()) {
         return *error;
     }
@@ -482,13 +572,20 @@ Result<std::variant<Options, PrintAndExit>> parse(int argc, const char* const* a
     if (const auto error = read_filter(*values, options)) {
         return *error;
     }
-    if (!reader.given("dst") && !options.all && !options.replay) {
+    if (is_check && !target) {
+        return wrong("check what? Say an address, a port and a protocol, as in tsdroptrace check 100.100.2.136:53/udp");
+    }
+    if (target) {
+        if (const auto error = read_check(*target, reader, typed.command.has_value(), options)) {
+            return *error;
+        }
+    } else if (!reader.given("dst") && !options.all && !options.replay) {
         return wrong("no --dst: say what to trace, as in tsdroptrace --dst 100.100.0.0/16 (or --all for everything)");
     }
 
     const bool no_color = environment.no_color && *environment.no_color;
     options.color = color == Color::always || (color == Color::automatic && environment.stdout_is_tty && !no_color);
-    return std::variant<Options, PrintAndExit>(std::move(options));
+    return parsed;
 }
 
 namespace {

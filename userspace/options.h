@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "check/target.h"
 #include "model.h"
 #include "util/result.h"
 
@@ -48,6 +49,7 @@ struct Options {
     std::vector<std::string> netns;   // paths, names or inodes, not resolved yet
     std::vector<std::string> reasons; // as typed: the running kernel knows which there are
     bool rules_only = false;
+    bool seen = true; // count the packets that pass
 
     bool json = false;
     std::optional<std::string> json_file;
@@ -58,7 +60,11 @@ struct Options {
     std::optional<std::chrono::milliseconds> duration, summary_every; // at least 1 ms, at most ten years
     std::optional<std::uint64_t> count;                               // at least 1
 
+    std::optional<check::Target> check;        // tsdroptrace check TARGET: dst, ports and protos are the target's
     std::optional<std::string> record, replay; // paths, not opened yet
+
+    std::vector<std::string> command; // to run while tracing, and its arguments; empty: none
+    std::optional<std::string> user;  // who runs it
 };
 
 struct PrintAndExit {

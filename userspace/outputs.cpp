@@ -44,7 +44,8 @@ Result<output::JsonOutput*> add_outputs(const Options& options, bool stdout_is_t
     else
         pipeline.add_output(std::make_unique<output::TextOutput>(
             std::move(standard_output), output::TextOptions{.color = options.color,
-                                                            .tty = stdout_is_tty,
+                                                            // What a command has written is not ours to erase.
+                                                            .tty = stdout_is_tty && options.command.empty(),
                                                             .verbose = options.verbose,
                                                             .quiet = options.quiet,
                                                             .width = stdout_is_tty ? terminal_width() : 80}));

@@ -2,10 +2,12 @@
 #include "replay.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <optional>
 
+#include "explain/explain_dir.h"
 #include "outputs.h"
 #include "pipeline.h"
 #include "recording/reader.h"
@@ -47,16 +49,28 @@ public:
     void meta(recording::Meta meta) override {
         meta_ = std::move(meta);
         until_ns_ = meta_.start.time_ns;
-        pipeline_.emplace(meta_.machine, snapshots_, explain::Explainer(meta_.machine.plain_iptables),
+        pipeline_.emplace(meta_.machine, snapshots_, evidence_,
+                          explain::Explainer(meta_.machine.plain_iptables, explain::own_entries()),
                           meta_.start.time_ns);
         if (const auto added = add_outputs(options_, stdout_is_tty_, *pipeline_); !added) {
             error_ = added.error();
             return;
         }
+        if (meta_.start.counts_seen)
+            passing_.emplace();
         pipeline_->start(meta_.start);
     }
 
     void snapshot(resolve_rule::Snapshot snapshot) override { snapshots_.add(std::move(snapshot)); }
+
+    void look(resolve_rule::Look look) override {
+        if (error_)
+            return;
+        look.snapshot = snapshots_.get(look.kind, look.netns, look.generation);
+        if (look.snapshot && look.snapshot->generation != look.generation)
+            look.snapshot = nullptr;
+        pipeline_->look(std::move(look));
+    }
 
     void netns(const recording::NetnsName& netns) override {
         constexpr std::size_t max_names = 1024; // as the live side
@@ -64,11 +78,20 @@ public:
             meta_.machine.netns_names.insert_or_assign(netns.inode, netns.name);
     }
 
+    void evidence(evidence::Entry entry) override { evidence_.add(std::move(entry)); }
+
     void ruleset(RulesetChange change) override {
         if (finished())
             return;
         until_ns_ = std::max(until_ns_, change.time_ns);
         pipeline_->ruleset(std::move(change));
+    }
+
+    void stopped(Stopped stopped) override {
+        if (finished())
+            return;
+        until_ns_ = std::max(until_ns_, stopped.time_ns);
+        pipeline_->stopped(std::move(stopped));
     }
 
     void cause(const tsdt_cause& cause) override { causes_.insert_or_assign(cause.id, cause); }
@@ -86,6 +109,11 @@ public:
 
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows_.emplace_back(key, packets); }
 
+    void seen(const tsdt_seen_count& count) override {
+        if (passing_)
+            passing_->push_back(count);
+    }
+
     void lost(const recording::LostCounts& counts) override {
         for (std::size_t place = 0; place < counts.size(); ++place)
             if (counts[place])
@@ -99,12 +127,13 @@ public:
             return *error_;
         if (!pipeline_)
             return Ok{};
-        KernelCounts counts{{}, std::move(flows_), lost_};
+        KernelCounts counts{{}, std::move(flows_), lost_, std::move(passing_)};
         for (auto& [id, cause] : causes_) {
             cause.packets =
                 std::max<std::uint64_t>(cause.packets, seen_[id]); // a recording that was cut has no last counts
             counts.causes.push_back(cause);
         }
+        pipeline_->stop_waiting();
         for (const auto& [where, count] : lost_)
             pipeline_->lost({count, where, meta_.start.time_ns});
         pipeline_->summary(counts, until_ns_, true);
@@ -122,9 +151,11 @@ private:
     bool stdout_is_tty_;
     recording::Meta meta_;
     RecordedSnapshots snapshots_;
+    evidence::RecordedEvidence evidence_;
     std::optional<Pipeline> pipeline_;
     std::map<std::uint32_t, tsdt_cause> causes_;
     std::map<std::uint32_t, std::uint64_t> seen_;
+    decltype(KernelCounts::seen) passing_;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows_;
     std::map<std::string, std::uint64_t> lost_;
     std::int64_t until_ns_ = 0;
@@ -134,16 +165,16 @@ private:
 
 } // namespace
 
-Status run_replay(const Options& options, bool stdout_is_tty) {
+Result<int> run_replay(const Options& options, bool stdout_is_tty) {
     Replay replay(options, stdout_is_tty);
     const auto read = recording::read(*options.replay, replay);
     if (!read)
         return read.error();
     if (const Status finished = replay.finish(); !finished)
-        return finished;
+        return finished.error();
     if (!read->warning.empty())
         return Error{ErrorKind::other, read->warning};
-    return Ok{};
+    return EXIT_SUCCESS;
 }
 
 } // namespace tsdroptrace

@@ -8,6 +8,6 @@
 namespace tsdroptrace {
 
 // Fails when the file is not a recording that this version reads, or was cut: then after all that it holds.
-Status run_replay(const Options& options, bool stdout_is_tty);
+Result<int> run_replay(const Options& options, bool stdout_is_tty);
 
 } // namespace tsdroptrace

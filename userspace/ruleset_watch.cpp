@@ -17,7 +17,8 @@ using resolve_rule::SnapshotKind;
 namespace {
 
 // By tsdt_ruleset.
-constexpr SnapshotKind kinds[] = {SnapshotKind::nf_tables, SnapshotKind::ip_tables, SnapshotKind::ip6_tables};
+constexpr SnapshotKind kinds[] = {SnapshotKind::nf_tables,  SnapshotKind::ip_tables,     SnapshotKind::ip6_tables,
+                                  SnapshotKind::arp_tables, SnapshotKind::bridge_filter, SnapshotKind::bridge_nat};
 static_assert(std::size(kinds) == TSDT_RULESET_MAX);
 
 // A snapshot that could not be read in full, or is none at all.

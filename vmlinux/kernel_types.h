@@ -59,6 +59,7 @@ enum {
 };
 enum {
 	NF_DROP = 0,
+	NF_ACCEPT = 1,
 	NF_VERDICT_MASK = 0xff,
 	NF_QUEUE = 3,
 	NF_INET_NUMHOOKS = 5,
@@ -75,6 +76,26 @@ enum {
 	XT_INV_SRCIP = 0x08, // IPT_INV_SRCIP and IP6T_INV_SRCIP
 	XT_INV_DSTIP = 0x10,
 	XT_INV_PROTO = 0x40,
+};
+
+enum {
+	EBT_DROP = -2,
+	EBT_ENTRY_OR_ENTRIES = 0x01,
+	EBT_NOPROTO = 0x02,
+	EBT_802_3 = 0x04,
+	EBT_SOURCEMAC = 0x08,
+	EBT_DESTMAC = 0x10,
+	EBT_IPROTO = 0x01,
+	EBT_ISOURCE = 0x08,
+	EBT_IDEST = 0x10,
+	NF_BR_PRE_ROUTING = 0,
+	NF_BR_BROUTING = 5,
+};
+
+enum {
+	ARPT_INV_SRCIP = 0x04,
+	ARPT_INV_TGTIP = 0x08,
+	ARPT_INV_ARPOP = 0x40,
 };
 
 enum {
@@ -119,8 +140,16 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct list_head {
+	struct list_head *next;
+};
+
 struct net_device {
 	char name[16];
+	struct {
+		struct list_head upper;
+		struct list_head lower;
+	} adj_list;
 	int ifindex;
 	possible_net_t nd_net;
 	struct nf_hook_entries *nf_hooks_ingress;
@@ -154,6 +183,7 @@ struct sk_buff {
 	__u16 mac_header;
 	unsigned int tail;
 	unsigned char *head;
+	unsigned char *data;
 };
 
 enum skb_drop_reason { SKB_NOT_DROPPED_YET = 0 };
@@ -212,8 +242,18 @@ struct nft_regs {
 	struct nft_verdict verdict;
 };
 
+struct nft_expr_type {
+	const char *name;
+};
+
+struct nft_expr_ops {
+	unsigned int size; // of the whole expression
+	const struct nft_expr_type *type;
+	void *data; // of nft_compat: struct xt_match *, struct xt_target *
+};
+
 struct nft_expr {
-	const void *ops;
+	const struct nft_expr_ops *ops;
 	unsigned char data[0] __attribute__((aligned(8)));
 };
 
@@ -287,17 +327,50 @@ struct xt_table {
 	char name[32];
 };
 
+// For its size, which tells how large the kernel takes a cache line to be: its last field begins one.
+struct dst_ops {
+	unsigned short family;
+};
+
+// ---- ebtables (module) ----
+
+struct ebt_counter {
+	u64 pcnt;
+};
+
+struct ebt_chainstack {
+	void *e; // struct ebt_entry *
+};
+
+struct ebt_table_info {
+	unsigned int entries_size;
+	unsigned int nentries;
+	void *hook_entry[6]; // struct ebt_entries *
+	struct ebt_chainstack **chainstack;
+	char *entries;
+	struct ebt_counter counters[0];
+};
+
+struct ebt_table {
+	char name[32];
+	struct ebt_table_info *private;
+};
+
+struct xt_action_param;
+
 struct xt_target {
 	char name[29];
 };
 
 struct xt_match {
 	char name[29];
+	bool (*match)(const struct sk_buff *skb, struct xt_action_param *par);
 };
 
 struct xt_action_param {
-	const void *targinfo;
+	const void *matchinfo, *targinfo;
 	const struct nf_hook_state *state;
+	bool hotdrop;
 };
 
 struct thread_info {
@@ -356,6 +429,14 @@ struct xt_entry_target_head {
 	};
 };
 
+// What arp_tables' target mangle has behind its head.
+struct arpt_mangle {
+	char src_devaddr[16], tgt_devaddr[16];
+	__be32 src, tgt;
+	__u8 flags;
+	int target; // the verdict
+};
+
 struct ipt_ip {
 	__be32 src, dst;
 	__be32 smsk, dmsk;
@@ -394,6 +475,62 @@ struct ip6t_entry {
 	__u16 next_offset;
 	__u32 comefrom;
 	struct xt_counters counters;
+};
+
+struct arpt_devaddr_info {
+	char addr[16], mask[16];
+};
+
+struct arpt_arp {
+	__be32 src, tgt;
+	__be32 smsk, tmsk;
+	__u8 arhln, arhln_mask;
+	struct arpt_devaddr_info src_devaddr, tgt_devaddr;
+	__be16 arpop, arpop_mask;
+	__be16 arhrd, arhrd_mask;
+	__be16 arpro, arpro_mask;
+	char iniface[16], outiface[16];
+	unsigned char iniface_mask[16], outiface_mask[16];
+	__u8 flags;
+	__u16 invflags;
+};
+
+struct arpt_entry {
+	struct arpt_arp arp;
+	__u16 target_offset;
+	__u16 next_offset;
+	__u32 comefrom;
+	struct xt_counters counters;
+};
+
+// The head of a chain of ebtables. Its first word is 0, that of a rule is not.
+struct ebt_entries {
+	unsigned int distinguisher;
+	char name[32];
+	unsigned int counter_offset;
+	int policy;
+	unsigned int nentries;
+};
+
+struct ebt_entry {
+	unsigned int bitmask, invflags;
+	__be16 ethproto;
+	char in[16], logical_in[16], out[16], logical_out[16];
+	unsigned char sourcemac[6], sourcemsk[6], destmac[6], destmsk[6];
+	unsigned int watchers_offset, target_offset, next_offset;
+};
+
+struct ebt_entry_target_head {
+	struct xt_target *target; // in the kernel's own copy of the entry
+	__u8 rest[24];
+	unsigned int target_size;
+	unsigned int pad;
+	int verdict; // of a standard target
+};
+
+struct ethhdr {
+	__u8 h_dest[6], h_source[6];
+	__be16 h_proto;
 };
 
 struct iphdr {

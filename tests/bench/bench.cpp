@@ -52,7 +52,7 @@ struct Variant {
     Samples nanoseconds;
 };
 
-enum { nothing, pair, floor, outside, matching, variants_count };
+enum { nothing, pair, floor, outside, matching, seen_floor, seen_outside, seen_matching, variants_count };
 
 struct Costs {
     std::array<Variant, variants_count> variants;
@@ -60,25 +60,39 @@ struct Costs {
 
     double of(int variant) const { return variants[variant].nanoseconds.median(); }
     double added(int variant) const { return of(variant) - of(nothing); }
+    // Of what empty programs at the same places add.
+    double of_floor(int variant) const { return added(variant) / added(variant < seen_floor ? floor : seen_floor); }
+    // Of what empty programs add at those places where passing packets are counted.
+    double of_seen_floor() const { return (of(seen_outside) - of(outside)) / (of(seen_floor) - of(floor)); }
 };
 
-Costs measure_costs(const std::vector<Place>& places, unsigned packets, unsigned rounds) {
+// `places`: where tsdroptrace attaches; `seen_places`: where it does when it counts the packets that pass as well.
+Costs measure_costs(const std::vector<Place>& places, const std::vector<Place>& seen_places, unsigned packets,
+                    unsigned rounds) {
     Costs costs;
     const auto empty = [](std::vector<Place> where) {
         return [where = std::move(where)]() -> std::shared_ptr<void> { return std::make_shared<EmptyPrograms>(where); };
     };
-    const auto tsdroptrace = [&costs](const char* range) {
-        return [&costs, range]() -> std::shared_ptr<void> {
-            auto process = std::make_shared<TracerProcess>(range);
-            costs.start_seconds.values.push_back(process->start_seconds());
+    const auto tsdroptrace = [&costs](const char* range, bool seen) {
+        return [&costs, range, seen]() -> std::shared_ptr<void> {
+            auto process = std::make_shared<TracerProcess>(range, seen);
+            if (seen) // as users start it
+                costs.start_seconds.values.push_back(process->start_seconds());
             return process;
         };
     };
     costs.variants[nothing] = {"nothing attached", [] { return nullptr; }, {}};
     costs.variants[pair] = {"empty programs: both ends of the table function, kfree_skb", empty(pair_of(places)), {}};
     costs.variants[floor] = {"empty programs everywhere that tsdroptrace attaches: the floor", empty(places), {}};
-    costs.variants[outside] = {"tsdroptrace, packet outside the filter", tsdroptrace(range_without_accepted), {}};
-    costs.variants[matching] = {"tsdroptrace, packet that matches the filter", tsdroptrace(range_of_accepted), {}};
+    costs.variants[outside] = {
+        "tsdroptrace --no-seen, packet outside the filter", tsdroptrace(range_without_accepted, false), {}};
+    costs.variants[matching] = {
+        "tsdroptrace --no-seen, packet that matches the filter", tsdroptrace(range_of_accepted, false), {}};
+    costs.variants[seen_floor] = {"the floor where passing packets are counted, too", empty(seen_places), {}};
+    costs.variants[seen_outside] = {
+        "tsdroptrace, packet outside the filter", tsdroptrace(range_without_accepted, true), {}};
+    costs.variants[seen_matching] = {
+        "tsdroptrace, packet that matches the filter", tsdroptrace(range_of_accepted, true), {}};
 
     Packets flow(accepted_source);
     for (unsigned round = 0; round < rounds; ++round) {
@@ -139,8 +153,7 @@ void print_costs(const Costs& costs) {
     for (int i = 0; i < variants_count; ++i) {
         const Variant& variant = costs.variants[i];
         fmt::print("| {} | {} | {} | {} | ×{:.3f} | {:.1f} % |\n", variant.name, grouped(costs.of(i)),
-                   grouped(costs.added(i)),
-                   i < floor ? "" : fmt::format("×{:.2f}", costs.added(i) / costs.added(floor)),
+                   grouped(costs.added(i)), i < floor ? "" : fmt::format("×{:.2f}", costs.of_floor(i)),
                    costs.of(i) / costs.of(nothing), variant.nanoseconds.spread_percent());
     }
     fmt::print("\n");
@@ -163,7 +176,7 @@ private:
 
 bool check_limits(const Costs& costs, const Flood& flood, double limit_percent) {
     constexpr double mib = 1024 * 1024;
-    const double of_floor = costs.added(outside) / costs.added(floor);
+    const double of_floor = costs.of_floor(outside), with_seen = costs.of_floor(seen_outside);
     const double percent = costs.added(outside) / costs.of(nothing) * 100;
     const double start = costs.start_seconds.median();
     const Tally& tally = flood.tally;
@@ -171,6 +184,10 @@ bool check_limits(const Costs& costs, const Flood& flood, double limit_percent) 
     Limits limits;
     limits.check("outside the filter: of what the floor adds", fmt::format("×{:.2f}", of_floor), "×1.20",
                  of_floor <= 1.2);
+    // 1.20 is what we aim at. A third of what is missing is the check that the kernel puts before it reads a header.
+    limits.check("the same where passing packets are counted", fmt::format("×{:.2f}", with_seen), "×1.25",
+                 with_seen <= 1.25);
+    limits.note("counting them alone: of what the floor adds", fmt::format("×{:.2f}", costs.of_seen_floor()));
     limits.check("outside the filter: over nothing attached", fmt::format("{:.1f} %", percent),
                  fmt::format("{:.0f} %", limit_percent), percent <= limit_percent);
     limits.check("start until the start line, virtual time", fmt::format("{:.2f} s", start), "0.50 s", start <= 0.5);
@@ -206,12 +223,12 @@ unsigned number(const char* text) {
 
 int run(const char* title, unsigned limit_percent, unsigned packets, unsigned rounds, unsigned flood_packets,
         const std::string& counter_command) {
-    std::vector<Place> places;
-    {
-        const TracerProcess tsdroptrace(range_without_accepted); // its first start also finds the disk cache cold
-        places = attached_places();
-    }
-    const Costs costs = measure_costs(places, packets, rounds);
+    const auto places_of = [](bool seen) {
+        const TracerProcess tsdroptrace(range_without_accepted, seen); // the first start also finds the disk cache cold
+        return attached_places();
+    };
+    const std::vector<Place> places = places_of(false), seen_places = places_of(true);
+    const Costs costs = measure_costs(places, seen_places, packets, rounds);
     const Flood flood = measure_flood(flood_packets, counter_command);
 
     utsname kernel{};
@@ -224,7 +241,7 @@ int run(const char* title, unsigned limit_percent, unsigned packets, unsigned ro
     print_costs(costs);
     const bool kept = check_limits(costs, flood, limit_percent);
     fmt::print("Attached:");
-    for (const Place& place : places)
+    for (const Place& place : seen_places)
         fmt::print(" {}", place.section);
     fmt::print("\n\n");
     return kept ? 0 : 1;

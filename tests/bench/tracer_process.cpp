@@ -52,8 +52,9 @@ std::uint64_t field(const std::filesystem::path& path, std::string_view name) {
 
 } // namespace
 
-TracerProcess::TracerProcess(const std::string& range) {
-    const char* const arguments[] = {"tsdroptrace", "--json", "--dst", range.c_str(), nullptr};
+TracerProcess::TracerProcess(const std::string& range, bool seen) {
+    const char* const arguments[] = {"tsdroptrace", "--json", "--dst", range.c_str(), seen ? nullptr : "--no-seen",
+                                     nullptr};
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
     posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);

@@ -24,7 +24,8 @@ struct Tally {
 class TracerProcess {
 public:
     // Starts `tsdroptrace --json --dst RANGE`, found in the PATH, and returns when it has written its start line.
-    explicit TracerProcess(const std::string& range);
+    // `seen`: it counts the packets that pass, too.
+    explicit TracerProcess(const std::string& range, bool seen = true);
     ~TracerProcess();
     TracerProcess(const TracerProcess&) = delete;
     TracerProcess& operator=(const TracerProcess&) = delete;

@@ -203,7 +203,7 @@ TEST_CASE("decode: who changed a ruleset") {
     CHECK_FALSE(decode_changer(record).parent);
     record.ruleset = TSDT_RULESET_MAX;
     CHECK(read_ruleset_change(bytes(record)).error().message ==
-          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 3");
+          "a record of a changed ruleset is inconsistent: the kind of its ruleset is 6");
     const std::vector<std::byte> large(sizeof(record) + 1);
     for (std::size_t size = 0; size <= large.size(); ++size)
         CHECK(bool(read_ruleset_change(std::span(large).first(size))) == (size == sizeof(record)));
@@ -218,7 +218,7 @@ TEST_CASE("decode: records that contradict themselves are errors") {
     CHECK(spoiled([](auto&) {}));
     CHECK_FALSE(spoiled([](auto& r) { r.family = 5; }));
     CHECK_FALSE(spoiled([](auto& r) { r.key.source = TSDT_SOURCE_HOOK_FUNCTION + 1; }));
-    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_QUEUE + 1; }));
+    CHECK_FALSE(spoiled([](auto& r) { r.key.unknown = TSDT_UNKNOWN_MANY_POLICIES + 1; }));
     CHECK_FALSE(spoiled([](auto& r) { r.key.queue = 7; })); // a number, and nothing became of it
     CHECK_FALSE(spoiled([](auto& r) { r.key.queue = TSDT_QUEUE_WHY | TSDT_QUEUE_NUMBERED | 7; }));
     CHECK_FALSE(spoiled([](auto& r) { r.has_ports = 2; }));
@@ -298,13 +298,14 @@ TEST_CASE("decode: sources become kinds, and only a hook says why no rule is kno
     CHECK(site(TSDT_SOURCE_HOOK_FUNCTION, 0).kind == DropKind::hook);
     CHECK(site(TSDT_SOURCE_KERNEL, TSDT_UNKNOWN_NOT_TRACED).unknown.empty());
     std::vector<std::string> sentences;
-    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_QUEUE; ++unknown) {
+    for (std::uint8_t unknown = 0; unknown <= TSDT_UNKNOWN_MANY_POLICIES; ++unknown) {
         sentences.push_back(site(TSDT_SOURCE_NETFILTER, unknown).unknown);
         CHECK_FALSE(sentences.back().empty());
         CHECK(sentences.back().back() != '.');
         CHECK(std::count(sentences.begin(), sentences.end(), sentences.back()) == 1);
     }
     CHECK(sentences[TSDT_UNKNOWN_NO_COUNTER].find("extension target") != std::string::npos);
+    CHECK(sentences[TSDT_UNKNOWN_NOT_SEEN].find("probe the kernel skipped") != std::string::npos);
 }
 
 TEST_CASE("decode: a function at a hook has a name, a module, and perhaps a BPF program") {
@@ -335,20 +336,47 @@ TEST_CASE("decode: before the function is known, those that may have dropped the
     tsdt_cause cause{};
     cause.key.source = TSDT_SOURCE_NETFILTER;
     cause.key.unknown = TSDT_UNKNOWN_NOT_TRACED;
-    CHECK(hook_functions(cause).empty());
+    CHECK_FALSE(suspects(cause));
     CHECK(decode_cause(cause, {}).site.unknown.find("hook function") != std::string::npos);
     cause.steps = 2;
     std::strcpy(cause.step[0].chain, "ipv4_conntrack_defrag+0x0/0xa0 [nf_defrag_ipv4]");
     std::strcpy(cause.step[1].chain, "ipv4_conntrack_in+0x0/0x20 [nf_conntrack]");
-    REQUIRE(hook_functions(cause).size() == 2);
+    REQUIRE(suspects(cause));
+    CHECK(suspects(cause)->kind == Suspects::Kind::hook_functions);
+    CHECK(suspects(cause)->functions.size() == 2);
     const DropSite site = decode_cause(cause, {}).site;
     CHECK_FALSE(site.hook_function);
     CHECK(site.unknown.ends_with("ipv4_conntrack_defrag [nf_defrag_ipv4], ipv4_conntrack_in [nf_conntrack]"));
-    cause.key.unknown = TSDT_UNKNOWN_NO_COUNTER; // a table: what its steps hold is something else
-    CHECK(hook_functions(cause).empty());
-    cause.key.unknown = TSDT_UNKNOWN_NOT_TRACED;
     cause.steps = 60000; // read_cause refuses it, and nothing is read past the end here either
-    CHECK(hook_functions(cause).size() == TSDT_PATH_MAX);
+    CHECK(suspects(cause)->functions.size() == TSDT_PATH_MAX);
+    cause.key.unknown = TSDT_UNKNOWN_NO_BASELINE; // a table: what its steps hold is something else
+    CHECK_FALSE(suspects(cause));
+    cause.key.unknown = TSDT_UNKNOWN_NO_COUNTER;
+    cause.key.source = TSDT_SOURCE_LEGACY_RULE;
+    CHECK_FALSE(suspects(cause));
+}
+
+TEST_CASE("decode: matches that may have dropped the packet by themselves are suspects, no more") {
+    tsdt_cause cause{};
+    cause.key.source = TSDT_SOURCE_NETFILTER;
+    cause.key.unknown = TSDT_UNKNOWN_NO_COUNTER;
+    cause.steps = 2;
+    std::strcpy(cause.step[0].chain, "udp_mt+0x0/0xd0 [xt_tcpudp]");
+    std::strcpy(cause.step[1].chain, "hashlimit_mt+0x0/0x90 [xt_hashlimit]");
+    REQUIRE(suspects(cause));
+    CHECK(suspects(cause)->kind == Suspects::Kind::legacy_matches);
+    CHECK(suspects(cause)->functions.back().module == "xt_hashlimit");
+    DropSite site = decode_cause(cause, {}).site;
+    CHECK(site.unknown.find("perhaps") != std::string::npos);
+    CHECK(site.unknown.ends_with("udp_mt [xt_tcpudp], hashlimit_mt [xt_hashlimit]"));
+    CHECK_FALSE(site.hook_function);
+
+    cause.key.unknown = TSDT_UNKNOWN_EXPRESSION;
+    cause.steps = 1;
+    CHECK(suspects(cause)->kind == Suspects::Kind::nft_matches);
+    site = decode_cause(cause, {}).site;
+    CHECK(site.unknown.find("either the policy") != std::string::npos);
+    CHECK(site.unknown.ends_with("such as udp_mt [xt_tcpudp]"));
 }
 
 TEST_CASE("decode: ARP has addresses, and is no IP packet") {

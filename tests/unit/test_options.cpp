@@ -253,8 +253,30 @@ TEST_CASE("options: mistakes of form name the option and what to type") {
     CHECK(refused({"--all", "--netns-of-pid", "1"}) == "unknown option --netns-of-pid: see tsdroptrace --help");
     CHECK(refused({"10.0.0.0/8"}) == "unexpected argument 10.0.0.0/8: try tsdroptrace --dst 10.0.0.0/8");
     CHECK(refused({"--dst", "10.0.0.0/8", "eth0"}).starts_with("unexpected argument eth0"));
-    CHECK(refused({"--all", "--", "curl"}).find("unexpected argument curl") != std::string::npos);
+    CHECK(refused({"--dst", "10.0.0.0/8", "curl"}).ends_with("as in tsdroptrace --dst 100.100.0.0/16 -- curl"));
     CHECK(refused({"--all", "--\x1b[31m"}).find('\x1b') == std::string::npos);
+}
+
+TEST_CASE("options: what comes after -- is the command") {
+    using Words = std::vector<std::string>;
+    CHECK(accepted({"--all"}).command.empty());
+    CHECK(accepted({"--dst", "::/0", "--", "dig", "@100.100.2.136", "baidu.com"}).command ==
+          Words{"dig", "@100.100.2.136", "baidu.com"});
+    // Nothing in it is read as ours.
+    const auto options = accepted({"--all", "--", "env", "--json", "--", "--help", "", "--dst"});
+    CHECK(options.command == Words{"env", "--json", "--", "--help", "", "--dst"});
+    CHECK_FALSE(options.json);
+    CHECK_FALSE(options.user);
+    CHECK(accepted({"--all", "--user", "nobody", "--json", "--", "id"}).user == "nobody");
+
+    CHECK(refused({"--", "dig"}) == refused({}));
+    CHECK(refused({"--all", "--"}).starts_with("no command after --: expected one, as in tsdroptrace --dst"));
+    CHECK(refused({"--dst", "--", "dig"}).starts_with("--dst has no value"));
+    CHECK(refused({"--all", "--user", "nobody"}).starts_with("--user is for the command that is run"));
+    CHECK(refused({"--all", "--user", "", "--", "id"}) == "--user \"\": expected the name of a user, such as nobody");
+    CHECK(refused({"--replay", "a", "--", "dig"}).starts_with("a command does not go with --replay"));
+    CHECK(refused({"--replay", "a", "--user", "nobody"}).starts_with("--user does not go with --replay"));
+    CHECK(printed({"--help", "--", "dig"}).what == PrintAndExit::What::help);
 }
 
 TEST_CASE("options: --help fits a terminal and shows exactly this version's options") {
@@ -269,10 +291,11 @@ TEST_CASE("options: --help fits a terminal and shows exactly this version's opti
         }
     }
     std::sort(names.begin(), names.end());
-    CHECK(names == std::vector<std::string>{"all",          "color", "count",         "direction", "dst",    "duration",
-                                            "help",         "iface", "json",          "json-file", "netns",  "port",
-                                            "print-schema", "proto", "quiet",         "reason",    "record", "replay",
-                                            "rules-only",   "src",   "summary-every", "verbose",   "version"});
+    CHECK(names == std::vector<std::string>{"all",      "color",         "count",  "direction",    "dst",
+                                            "duration", "help",          "iface",  "json",         "json-file",
+                                            "netns",    "no-seen",       "port",   "print-schema", "proto",
+                                            "quiet",    "reason",        "record", "replay",       "rules-only",
+                                            "src",      "summary-every", "user",   "verbose",      "version"});
     CHECK(help.text.find("Exit codes:") != std::string::npos);
     CHECK(printed({"--help", "--nonsense"}).what == PrintAndExit::What::help);
     CHECK(printed({"--version"}).text == "tsdroptrace " TSDROPTRACE_VERSION "\n");

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "explain/explain.h"
+#include "kprobe_limits.h"
 #include "output/json.h"
 #include "output/schema.h"
 #include "output/sink.h"
@@ -95,6 +96,7 @@ Drop native() {
     rule.text = "iifname != \"tailscale0*\" ip saddr 100.64.0.0/10 counter packets 3 bytes 252 drop";
     rule.path = {{"INPUT", 1, 5}, {"ts-input", 3, 10}};
     rule.confidence = Confidence::inferred;
+    rule.evidence = "between two looks its counter rose by 3 packets, 252 bytes";
     rule.stale = true;
     drop.rule = std::make_shared<Rule>(rule);
     explained(drop);
@@ -351,6 +353,23 @@ RulesetChange added_rule() {
     return change;
 }
 
+// By tailscaled's change at 12:00:05, of INPUT: the incident is over, told at 12:00:11.
+Stopped over() {
+    Stopped stopped;
+    stopped.time_ns = noon + 11 * second;
+    stopped.cause.example = incident();
+    stopped.cause.packets = 6;
+    stopped.cause.first_ns = noon + second;
+    stopped.cause.last_ns = noon + 4 * second;
+    stopped.change = added_rule();
+    stopped.change.added.clear();
+    stopped.chain = ChainName{RuleFamily::ip, "filter", "INPUT"};
+    stopped.seen_since_ns = noon + 6 * second;
+    stopped.seen.sent = {4, {{"eth0", 4}}, {}, {}};
+    stopped.seen.received = {5, {{"eth0", 3}, {"wlan0", 2}}, {}, {}};
+    return stopped;
+}
+
 // ---- as much of JSON Schema as the schema uses ----
 
 std::string violation(const json& schema, const json& value, const json& root) {
@@ -556,6 +575,21 @@ TEST_CASE("nothing dropped, whole", "[output]") {
     check_golden("nothing.txt", text);
 }
 
+TEST_CASE("the start says what kprobes do not tell", "[output]") {
+    Start on_kprobes = start();
+    on_kprobes.capabilities = {};
+    for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
+        *backend = {Exactness::exact, std::string(limits_of_kprobes)};
+    const auto times_told = [](const Start& start) {
+        const auto text = shown({}, [&](TextOutput& out) { CHECK(out.start(start)); });
+        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " "), limits(limits_of_kprobes);
+        const auto at = one_line.find(limits);
+        return at == one_line.npos ? 0 : one_line.find(limits, at + 1) == one_line.npos ? 1 : 2;
+    };
+    CHECK(times_told(on_kprobes) == 1);
+    CHECK(times_told(start()) == 0);
+}
+
 TEST_CASE("a changed ruleset on the terminal", "[output]") {
     const auto text_of = [](const RulesetChange& change, TextOptions options = {}) {
         const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.ruleset(change)); });
@@ -748,12 +782,13 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                       {{"chain", "ts-input"}, {"number", 3}, {"handle", nullptr}}}},
                     {"verdict", "drop"},
                     {"confidence", "exact"},
+                    {"evidence", nullptr},
                     {"stale", false},
                     {"owner", "Tailscale"}};
     CHECK(line["rule"] == rule);
     CHECK(line["process"].is_null());
     CHECK(line["explanation"]["id"] == "tailscale-cgnat");
-    CHECK(line["explanation"]["fixes"][0]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
+    CHECK(line["explanation"]["fixes"][1]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
 
     const json sum = checked(json_line(summary(true), "web-1"));
     CHECK(sum["time"] == "2026-08-01T12:00:12.000000000Z");
@@ -777,6 +812,65 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
     CHECK(first["capabilities"]["nftables"]["exactness"] == "inferred");
     CHECK(checked(json_line(Lost{37, "ring", noon}, "web-1", noon + second))["since"] ==
           "2026-08-01T12:00:00.000000000Z");
+}
+
+TEST_CASE("drops that have stopped, on the terminal", "[output]") {
+    const auto text_of = [](const Stopped& stopped, TextOptions options = {}) {
+        const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.stopped(stopped)); });
+        check_terminal(text);
+        return text;
+    };
+    Stopped stopped = over();
+    CHECK(text_of(stopped) == "12:00:11 STOPPED  ts-input rule 3 has dropped nothing since 12:00:04 (6 packets\n"
+                              "                  before)\n"
+                              "  rule    -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP\n"
+                              "  change  12:00:05 by tailscaled[812], on the way by INPUT in table filter\n"
+                              "          (iptables-legacy). It is the only change there since the last drop:\n"
+                              "          that it stopped them is inferred from this, not seen\n"
+                              "  since   12:00:06: 4 packets to there left by eth0; 5 packets from there\n"
+                              "          arrived on eth0 (3) and wlan0 (2)\n\n");
+    CHECK(text_of(stopped, {.quiet = true}).empty());
+
+    // A policy, elsewhere; several changes, the first not read; nothing came back.
+    stopped.cause.example.site.kind = DropKind::policy;
+    stopped.cause.example.netns = {4026532500, "blue", false};
+    stopped.chain = std::nullopt;
+    stopped.changes = 3;
+    stopped.seen.received = {};
+    const std::string text = text_of(stopped);
+    for (const char* says :
+         {"STOPPED  the policy of ts-input has dropped", "the first of 3 changes", "of iptables-legacy; what it did",
+          "4 packets to there left by eth0\n", "  netns   blue (4026532500)\n"})
+        CHECK(text.find(says) != text.npos);
+}
+
+TEST_CASE("drops that have stopped, in JSON", "[output]") {
+    Stopped stopped = over();
+    json line = checked(json_line(stopped, "web-1"));
+    CHECK(line["type"] == "stopped");
+    CHECK(line["time"] == "2026-08-01T12:00:11.000000000Z");
+    CHECK(line["netns"] == json{{"inode", 4026531840}, {"name", nullptr}});
+    CHECK(line["drop"] == json{{"kind", "rule"}, {"reason", "NETFILTER_DROP"}, {"hook", "input"}});
+    CHECK(line["rule"]["number"] == 3);
+    CHECK(line["rule"]["owner"] == "Tailscale");
+    CHECK(line["packets"] == 6);
+    CHECK(line["first"] == "2026-08-01T12:00:01.000000000Z");
+    CHECK(line["last"] == "2026-08-01T12:00:04.000000000Z");
+    CHECK(line["change"] == json{{"time", "2026-08-01T12:00:05.000000000Z"},
+                                 {"backend", "iptables-legacy"},
+                                 {"generation", 18},
+                                 {"by", {{"pid", 812}, {"comm", "tailscaled"}}},
+                                 {"chain", {{"family", "ip"}, {"table", "filter"}, {"chain", "INPUT"}}},
+                                 {"changes", 1},
+                                 {"confidence", "inferred"}});
+    CHECK(line["seen"] == json{{"since", "2026-08-01T12:00:06.000000000Z"},
+                               {"sent", {{"packets", 4}, {"by_dev", {{"eth0", 4}}}}},
+                               {"received", {{"packets", 5}, {"by_dev", {{"eth0", 3}, {"wlan0", 2}}}}}});
+    stopped.change.other_changes = 1;
+    stopped.chain = std::nullopt;
+    line = checked(json_line(stopped, "web-1"));
+    CHECK(line["change"]["by"].is_null());
+    CHECK(line["change"]["chain"].is_null());
 }
 
 TEST_CASE("a changed ruleset in JSON", "[output]") {
@@ -807,6 +901,7 @@ TEST_CASE("a changed ruleset in JSON", "[output]") {
                                             {"path", {{{"chain", "INPUT"}, {"number", 1}, {"handle", nullptr}}}},
                                             {"verdict", "drop"},
                                             {"confidence", "exact"},
+                                            {"evidence", nullptr},
                                             {"stale", false},
                                             {"owner", nullptr}});
 
@@ -861,12 +956,69 @@ TEST_CASE("functions at hooks and queues are shown", "[output]") {
     CHECK(checked(json_line(drop, "h"))["drop"]["queue"]["process"] == json{{"pid", 7}, {"comm", "x"}});
 }
 
+TEST_CASE("what the machine itself says is shown", "[output]") {
+    Drop drop = incident();
+    CHECK(checked(json_line(drop, "h"))["evidence"].is_null());
+    const auto with = [&](const Evidence& evidence) {
+        drop.evidence = std::make_shared<const Evidence>(evidence);
+        return checked(json_line(drop, "h"))["evidence"];
+    };
+    const auto line = [&] {
+        const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+        const std::size_t begin = text.find("  route ");
+        return begin == std::string::npos ? std::string{} : text.substr(begin, text.find('\n', begin) - begin);
+    };
+    CHECK(with({}) ==
+          json{{"route", nullptr}, {"tailnet_peer", nullptr}, {"socket", nullptr}, {"sysctls", json::object()}});
+    CHECK(line().empty());
+
+    Evidence evidence;
+    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default"};
+    evidence.tailnet_peer = false;
+    evidence.socket_waits = true;
+    evidence.waiting = Process{4242, "dig"};
+    evidence.sysctls = {{"net.ipv4.ip_forward", "0"}};
+    CHECK(
+        with(evidence) ==
+        json{{"route",
+              {{"type", "unicast"}, {"dev", "eth0"}, {"gateway", "10.0.0.1"}, {"table", 254}, {"matched", "default"}}},
+             {"tailnet_peer", false},
+             {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
+             {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
+    CHECK(line() == "  route   to 100.100.2.136: by eth0 via 10.0.0.1 (table main)");
+    const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+    CHECK(text.find("\n  route ") > text.find("\n  owner "));
+    CHECK(text.find("\n  route ") < text.find("\n  why "));
+
+    evidence.waiting.reset();
+    evidence.socket_waits = false;
+    evidence.route = Route{"none", std::nullopt, std::nullopt, 0, ""};
+    json value = with(evidence);
+    CHECK(value["socket"] == json{{"waits", false}, {"process", nullptr}});
+    CHECK(value["route"] ==
+          json{{"type", "none"}, {"dev", nullptr}, {"gateway", nullptr}, {"table", nullptr}, {"matched", nullptr}});
+    CHECK(line() == "  route   to 100.100.2.136: none, or an ip rule that says unreachable");
+    evidence.route = Route{"unicast", "tailscale0", std::nullopt, 52, "100.100.2.136/32"};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52)");
+    evidence.route = Route{"local", "lo", std::nullopt, 255, "100.100.2.136/32"};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: local (table local)");
+    evidence.route = Route{"blackhole", std::nullopt, std::nullopt, 0, ""};
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: blackhole");
+    evidence.route->dev = "evil\x1b[2J";
+    evidence.route->type = "unicast";
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by evil\\x1b[2J");
+}
+
 TEST_CASE("the schema refuses what the contract does not have", "[output]") {
     const json root = json::parse(schema());
     const json good = json::parse(json_line(incident(), "web-1"));
     REQUIRE(violation(root, good, root) == "");
     for (const char* field : {"schema_version", "type", "time", "host", "mono_ns", "cpu", "netns", "packet", "drop",
-                              "rule", "process", "explanation"}) {
+                              "rule", "process", "evidence", "explanation"}) {
         json bad = good;
         bad.erase(field);
         INFO(field);

@@ -37,18 +37,26 @@ struct Directory {
 struct Collected : Visitor {
     void meta(Meta value) override { metas.push_back(std::move(value)); }
     void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
+    void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
+    void stopped(Stopped value) override { stops.push_back(std::move(value)); }
+    void evidence(evidence::Entry value) override { entries.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
     void flow(const tsdt_flow_key& key, std::uint64_t packets) override { flows.emplace_back(key, packets); }
+    void seen(const tsdt_seen_count& count) override { seen_counts.push_back(count); }
     void lost(const LostCounts& counts) override { losts.push_back(counts); }
     void end(std::int64_t time_ns) override { ends.push_back(time_ns); }
 
     std::vector<Meta> metas;
+    std::vector<tsdt_seen_count> seen_counts;
     std::map<std::uint32_t, std::string> netns_names;
     std::vector<resolve_rule::Snapshot> snapshots;
+    std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
+    std::vector<Stopped> stops;
+    std::vector<evidence::Entry> entries;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows;
@@ -117,6 +125,55 @@ RulesetChange sample_change() {
     return change;
 }
 
+Stopped sample_stopped() {
+    Stopped stopped;
+    stopped.time_ns = 1'700'000'031'000'000'000;
+    Drop& drop = stopped.cause.example;
+    drop.netns.inode = 4026532500;
+    drop.site.kind = DropKind::policy;
+    drop.site.reason = "NETFILTER_DROP";
+    drop.site.hook = Hook::forward;
+    Rule rule{Backend::iptables_nft, RuleFamily::ip6, "filter", "FORWARD", {}, {}, {}, {{"FORWARD", {}, {}}}};
+    rule.confidence = Confidence::inferred;
+    rule.evidence = "its counter";
+    rule.stale = true;
+    drop.rule = std::make_shared<const Rule>(rule);
+    stopped.cause.packets = 6;
+    stopped.cause.first_ns = 5;
+    stopped.cause.last_ns = 7;
+    stopped.change = sample_change();
+    stopped.chain = ChainName{RuleFamily::ip6, "filter", "FORWARD"};
+    stopped.changes = 3;
+    stopped.seen_since_ns = 8;
+    stopped.seen.sent = {4, {{"eth0", 3}, {"wlan0", 1}}, {}, {}};
+    return stopped;
+}
+
+Address address(std::array<std::uint8_t, 16> bytes, IpFamily family) {
+    return {family, bytes};
+}
+
+evidence::Entry sample_evidence() {
+    evidence::Entry entry;
+    entry.key.cause_id = 7;
+    entry.key.far_end = address({100, 100, 2, 136}, IpFamily::ipv4);
+    entry.key.near_end = address({10, 0, 0, 2}, IpFamily::ipv4);
+    entry.key.mark = 0x80000;
+    entry.key.in_dev = "eth0";
+    entry.key.proto = 17;
+    entry.key.far_port = 53;
+    entry.key.near_port = 41873;
+    entry.mono_ns = 81234567890;
+    Evidence found;
+    found.route = Route{"unicast", "eth0", address({0xfd, 0x7a, 1}, IpFamily::ipv6), 254, "default"};
+    found.tailnet_peer = false;
+    found.socket_waits = true;
+    found.waiting = Process{4242, "dig\xff"};
+    found.sysctls = {{"net.ipv4.conf.eth0/7.rp_filter", "1"}, {"net.ipv4.ip_forward", "0"}};
+    entry.evidence = std::make_shared<const Evidence>(found);
+    return entry;
+}
+
 tsdt_drop sample_drop(std::uint32_t id) {
     tsdt_drop drop{};
     drop.cause_id = id;
@@ -137,13 +194,29 @@ tsdt_cause sample_cause(std::uint64_t packets) {
 }
 
 // The bytes of a whole recording.
+resolve_rule::Look sample_look() {
+    resolve_rule::Look look;
+    look.kind = resolve_rule::SnapshotKind::ip6_tables;
+    look.netns = 4026531840;
+    look.generation = 17;
+    look.begin_ns = 1;
+    look.end_ns = 2;
+    look.packets = {7, resolve_rule::Look::no_counter};
+    look.bytes = {700, resolve_rule::Look::no_counter};
+    look.problem = "none";
+    return look;
+}
+
 std::string sample_file(const Directory& directory) {
     const std::string path = directory / "sample";
     auto writer = Writer::create(path);
     REQUIRE(writer);
     REQUIRE(writer->meta(sample_meta()));
     REQUIRE(writer->snapshot(sample_snapshot()));
+    REQUIRE(writer->look(sample_look()));
     REQUIRE(writer->ruleset(sample_change()));
+    REQUIRE(writer->stopped(sample_stopped()));
+    REQUIRE(writer->evidence(sample_evidence()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
     REQUIRE(writer->drop(sample_drop(2)));
@@ -254,6 +327,37 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(chain.rules[1].jump_offset == 5u);
     CHECK(chain.rules[1].is_goto);
 
+    REQUIRE(got.looks.size() == 1);
+    const resolve_rule::Look& look = got.looks[0];
+    CHECK(look.kind == resolve_rule::SnapshotKind::ip6_tables);
+    CHECK(look.netns == 4026531840);
+    CHECK(look.generation == 17);
+    CHECK((look.begin_ns == 1 && look.end_ns == 2));
+    CHECK(look.packets == std::vector<std::uint64_t>{7, resolve_rule::Look::no_counter});
+    CHECK(look.bytes == std::vector<std::uint64_t>{700, resolve_rule::Look::no_counter});
+    CHECK(look.problem == "none");
+
+    REQUIRE(got.stops.size() == 1);
+    const Stopped& stopped = got.stops[0];
+    CHECK(stopped.time_ns == 1'700'000'031'000'000'000);
+    CHECK(stopped.cause.example.netns.inode == 4026532500);
+    CHECK(stopped.cause.example.site.kind == DropKind::policy);
+    CHECK(stopped.cause.example.site.reason == "NETFILTER_DROP");
+    CHECK(stopped.cause.example.site.hook == Hook::forward);
+    REQUIRE(stopped.cause.example.rule);
+    CHECK(stopped.cause.example.rule->path.size() == 1);
+    CHECK(stopped.cause.example.rule->confidence == Confidence::inferred);
+    CHECK(stopped.cause.example.rule->evidence == "its counter");
+    CHECK(stopped.cause.example.rule->stale);
+    CHECK((stopped.cause.packets == 6 && stopped.cause.first_ns == 5 && stopped.cause.last_ns == 7));
+    CHECK(stopped.change.changers.size() == 2);
+    REQUIRE(stopped.chain);
+    CHECK((stopped.chain->family == RuleFamily::ip6 && stopped.chain->name == "FORWARD"));
+    CHECK((stopped.changes == 3 && stopped.seen_since_ns == 8));
+    CHECK(stopped.seen.sent.packets == 4);
+    CHECK(stopped.seen.sent.by_dev == std::map<std::string, std::uint64_t>{{"eth0", 3}, {"wlan0", 1}});
+    CHECK(stopped.seen.received.packets == 0);
+
     REQUIRE(got.changes.size() == 1);
     const RulesetChange& change = got.changes[0];
     CHECK(change.time_ns == 1'700'000'005'000'000'000);
@@ -289,6 +393,23 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(change.more_removed == 8);
     CHECK(change.more_moved == 9);
     CHECK(change.unknown.empty());
+
+    REQUIRE(got.entries.size() == 1);
+    CHECK(got.entries[0].key == sample_evidence().key);
+    CHECK(got.entries[0].mono_ns == 81234567890);
+    const Evidence& found = *got.entries[0].evidence;
+    REQUIRE(found.route);
+    CHECK(found.route->type == "unicast");
+    CHECK(found.route->dev == "eth0");
+    CHECK(found.route->gateway == sample_evidence().evidence->route->gateway);
+    CHECK(found.route->table == 254);
+    CHECK(found.route->matched == "default");
+    CHECK(found.tailnet_peer == false);
+    CHECK(found.socket_waits == true);
+    REQUIRE(found.waiting);
+    CHECK(found.waiting->pid == 4242);
+    CHECK(found.waiting->comm == "dig\xef\xbf\xbd");
+    CHECK(found.sysctls == sample_evidence().evidence->sysctls);
 
     REQUIRE(got.causes.size() == 2);
     CHECK(got.causes[0].packets == 1);
@@ -354,9 +475,9 @@ TEST_CASE("recording: other files are refused with one sentence") {
     CHECK(error_of("{\"type\": \"start\"}").find("is not a tsdroptrace recording") != std::string::npos);
 
     Header header;
-    header.version = 3;
+    header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 3, this one reads 2): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 7, this one reads 6): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};
@@ -388,6 +509,13 @@ TEST_CASE("recording: a change of a ruleset holds no more than it may") {
     change = sample_change();
     change.changers.resize(RulesetChange::max_changers + 1);
     CHECK_FALSE(ruleset_from_json(to_json(change)));
+    Stopped stopped = sample_stopped();
+    REQUIRE(stopped_from_json(to_json(stopped)));
+    stopped.cause.example.site.kind = DropKind::hook; // has no rule to speak of
+    CHECK_FALSE(stopped_from_json(to_json(stopped)));
+    stopped = sample_stopped();
+    stopped.change = change;
+    CHECK_FALSE(stopped_from_json(to_json(stopped)));
 }
 
 TEST_CASE("recording: damage after the beginning ends the replay with a warning") {

@@ -3,17 +3,21 @@
 #include <array>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <sstream>
 #include <thread>
 
+#include <arpa/inet.h>
+#include <linux/netfilter_bridge/ebtables.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "catch.h"
+#include "resolve_rule/ebt_blob.h"
 #include "resolve_rule/iptables_save.h"
 #include "resolve_rule/legacy_blob.h"
 #include "resolve_rule/legacy_path.h"
@@ -603,6 +607,15 @@ TEST_CASE("resolve_rule: the incident, iptables-nft", "[resolve_rule]") {
     CHECK(text_of(rule->path) == "INPUT 1 > ts-input 5");
     CHECK(rule->path[0].handle == 6u);
 
+    tsdt_cause by_match = cause;
+    by_match.id++;
+    by_match.step[by_match.steps - 1].by_match = 1;
+    rule = Resolver(source).resolve(by_match, drop_with());
+    CHECK(rule->verdict == "hotdrop"); // not what its target says
+    CHECK(rule->text == std::string(cgnat_rule));
+    source.asked = 1;
+
+    rule = resolver.resolve(cause, drop_with());
     CHECK(resolver.resolve(cause, drop_with({1, 2, 3})) == rule); // the same object: not looked up again
     CHECK(source.asked == 1);
 }
@@ -712,6 +725,7 @@ TEST_CASE("resolve_rule: an nf_tables policy is its chain and nothing else", "[r
     CHECK_FALSE(rule->stale);
     CHECK(rule->verdict == "drop");
     CHECK(text_of(rule->path) == "FORWARD");
+    CHECK(rule->jumps == std::vector<std::string>{"ts-forward"});
 
     // Only base chains have policies.
     rule =
@@ -804,8 +818,13 @@ TEST_CASE("resolve_rule: the incident, iptables-legacy", "[resolve_rule]") {
     CHECK(rule->number == 5u);
     CHECK_FALSE(rule->handle);
     CHECK(rule->text == std::string(cgnat_rule));
+    CHECK(rule->verdict == "drop");
     CHECK_FALSE(rule->stale);
     CHECK(text_of(rule->path) == "INPUT 1 > ts-input 5");
+
+    tsdt_cause by_match = legacy_cause(offset, hook_input, "ts-input", 5);
+    by_match.step[0].by_match = 1;
+    CHECK(Resolver(source).resolve(by_match, drop_with())->verdict == "hotdrop");
 
     // Without a way that is certain, the rule alone; the same cause on another way is another rule object.
     rule = resolver.resolve(legacy_cause(offset, hook_input, "ts-input", 5), drop_with());
@@ -838,7 +857,7 @@ TEST_CASE("resolve_rule: legacy rules that the snapshot contradicts are stale", 
     CHECK(text_of(rule->path) == chain + " " + std::to_string(number));
 }
 
-TEST_CASE("resolve_rule: a legacy policy, a legacy reject, and a table of arp_tables", "[resolve_rule]") {
+TEST_CASE("resolve_rule: a legacy policy, and a legacy reject", "[resolve_rule]") {
     OneSnapshot source(legacy_snapshot("tailscale-legacy"));
     auto rule =
         Resolver(source).resolve(legacy_cause(456, hook_forward, "FORWARD", 0, TSDT_SOURCE_LEGACY_POLICY), drop_with());
@@ -848,6 +867,7 @@ TEST_CASE("resolve_rule: a legacy policy, a legacy reject, and a table of arp_ta
     CHECK_FALSE(rule->text);
     CHECK_FALSE(rule->stale);
     CHECK(text_of(rule->path) == "FORWARD");
+    CHECK(rule->jumps == std::vector<std::string>{"ts-forward"});
     rule = Resolver(source).resolve(legacy_cause(456, hook_input, "INPUT", 0, TSDT_SOURCE_LEGACY_POLICY), drop_with());
     CHECK(rule->stale);
 
@@ -856,15 +876,184 @@ TEST_CASE("resolve_rule: a legacy policy, a legacy reject, and a table of arp_ta
     rule = Resolver(other).resolve(legacy_cause(at(ways.tables[0], "shared", 2), hook_input, "shared", 2), drop_with());
     CHECK(rule->verdict == "reject");
     CHECK(rule->text == std::string("-A shared -j REJECT --reject-with icmp-port-unreachable"));
+}
 
-    tsdt_cause arp = legacy_cause(0, 0, "INPUT", 1);
-    arp.family = 3;
-    OneSnapshot unused;
-    rule = Resolver(unused).resolve(arp, drop_with());
+TEST_CASE("resolve_rule: a table of arp_tables", "[resolve_rule]") {
+    Snapshot snapshot;
+    snapshot.kind = SnapshotKind::arp_tables;
+    snapshot.tables.push_back(parsed("arptables-legacy", RuleFamily::arp));
+    SnapshotTable& table = snapshot.tables[0];
+    CHECK(texts(chain_of(table, "INPUT")) ==
+          std::vector<std::string>{"-A INPUT -i eth0 -s 10.0.0.7/32 --opcode 1 -j sub",
+                                   "-A INPUT ! -s 10.1.1.1/32 --src-mac 00:11:22:33:44:55 -d 10.0.0.0/24 -j DROP"});
+    CHECK(texts(chain_of(table, "OUTPUT")) == std::vector<std::string>{"-A OUTPUT ! -o lo -j sub", "-A OUTPUT"});
+    CHECK(texts(chain_of(table, "sub")) ==
+          std::vector<std::string>{"-A sub -j mangle [...]",
+                                   "-A sub -o ppp+ --h-length 6 --h-type 1 --proto-type 0x800 -j RETURN",
+                                   "-A sub -d 10.0.0.9/32 -j DROP"});
+    CHECK(chain_of(table, "INPUT").hook == Hook::input);
+    CHECK(chain_of(table, "OUTPUT").hook == Hook::output);
+    CHECK(chain_of(table, "FORWARD").hook == Hook::forward);
+    CHECK(chain_of(table, "FORWARD").policy == std::string("drop"));
+
+    // arptables' own words take the place of these, but for a chain with a rule that it prints as an empty line.
+    CHECK(use_iptables_words(table, read_legacy_listing(fixture("arptables-legacy.list"))) == 1);
+    CHECK(texts(chain_of(table, "INPUT")) ==
+          std::vector<std::string>{"-A INPUT -j sub -i eth0 -s 10.0.0.7 --opcode 1",
+                                   "-A INPUT -j DROP ! -s 10.1.1.1 --src-mac 00:11:22:33:44:55 -d 10.0.0.0/24"});
+    CHECK(texts(chain_of(table, "OUTPUT")) == std::vector<std::string>{"-A OUTPUT ! -o lo -j sub", "-A OUTPUT"});
+    CHECK(texts(chain_of(table, "sub"))[0] == "-A sub -j mangle --mangle-ip-s 1.2.3.4 --mangle-target DROP");
+
+    // Its hooks have other numbers than those of IP: 0 is INPUT, 1 is OUTPUT.
+    OneSnapshot source(snapshot);
+    tsdt_cause cause = legacy_cause(at(table, "sub", 3), 0, "sub", 3);
+    cause.family = 3;
+    Resolver resolver(source);
+    auto rule = resolver.resolve(cause, drop_with({at(table, "INPUT", 1)}));
     REQUIRE(rule);
+    CHECK(source.kind == SnapshotKind::arp_tables);
     CHECK(rule->family == RuleFamily::arp);
-    CHECK(unused.asked == 0);
+    CHECK(rule->backend == Backend::iptables_legacy);
+    CHECK(rule->text == std::string("-A sub -j DROP -d 10.0.0.9"));
+    CHECK(text_of(rule->path) == "INPUT 1 > sub 3");
+    cause.id++;
+    cause.key.hook = 1;
+    rule = resolver.resolve(cause, drop_with({at(table, "OUTPUT", 1)}));
+    CHECK(text_of(rule->path) == "OUTPUT 1 > sub 3");
+
+    cause = legacy_cause(*chain_of(table, "FORWARD").policy_offset, 2, "FORWARD", 0, TSDT_SOURCE_LEGACY_POLICY);
+    cause.family = 3;
+    rule = Resolver(source).resolve(cause, drop_with());
+    CHECK(rule->chain == "FORWARD");
+    CHECK_FALSE(rule->number);
     CHECK_FALSE(rule->stale);
+}
+
+// ---- ebtables ----
+
+namespace {
+
+// A blob as ebtables hands it out.
+class BridgeBlob {
+public:
+    std::uint32_t chain(std::string_view name, int policy, std::uint32_t rules) {
+        const auto offset = static_cast<std::uint32_t>(bytes.size());
+        ebt_entries head{};
+        put(head.name, name);
+        head.policy = policy;
+        head.nentries = rules;
+        append(&head, sizeof head);
+        return offset;
+    }
+    // `target`: "standard" with a verdict, or another one with data of that size.
+    std::uint32_t rule(int verdict, std::string_view target = "standard", std::string_view match = {},
+                       const std::function<void(ebt_entry&)>& change = {}) {
+        const auto offset = static_cast<std::uint32_t>(bytes.size());
+        ebt_entry head{};
+        head.bitmask = EBT_ENTRY_OR_ENTRIES | EBT_NOPROTO;
+        head.watchers_offset = head.target_offset = sizeof head + (match.empty() ? 0u : sizeof(ebt_entry_match) + 8u);
+        head.next_offset = head.target_offset + sizeof(ebt_entry_target) + 8;
+        if (change)
+            change(head);
+        append(&head, sizeof head);
+        if (!match.empty()) {
+            ebt_entry_match extension{};
+            put(extension.u.name, match);
+            extension.match_size = 8;
+            append(&extension, sizeof extension);
+            append(std::array<char, 8>{}.data(), 8);
+        }
+        ebt_entry_target end{};
+        put(end.u.name, target);
+        end.target_size = 8;
+        append(&end, sizeof end);
+        const std::array<int, 2> data{verdict, 0};
+        append(data.data(), sizeof data);
+        return offset;
+    }
+    std::vector<std::byte> bytes;
+
+private:
+    void append(const void* data, std::size_t size) {
+        const auto* begin = static_cast<const std::byte*>(data);
+        bytes.insert(bytes.end(), begin, begin + size);
+    }
+};
+
+} // namespace
+
+TEST_CASE("resolve_rule: a table of ebtables", "[resolve_rule]") {
+    BridgeBlob blob;
+    blob.chain("INPUT", EBT_ACCEPT, 0);
+    const std::uint32_t forward = blob.chain("FORWARD", EBT_DROP, 2);
+    constexpr std::uint32_t rule_size = sizeof(ebt_entry) + sizeof(ebt_entry_target) + 8;
+    const std::uint32_t strict = forward + sizeof(ebt_entries) + 2 * rule_size + sizeof(ebt_entry_match) + 8;
+    const std::uint32_t jump = blob.rule(static_cast<int>(strict), "standard", "ip", [](ebt_entry& entry) {
+        entry.bitmask = EBT_ENTRY_OR_ENTRIES | EBT_SOURCEMAC;
+        entry.ethproto = htons(0x0800);
+        entry.invflags = EBT_IPROTO | EBT_ISOURCE;
+        entry.sourcemac[5] = 1;
+        std::fill(std::begin(entry.sourcemsk), std::end(entry.sourcemsk), 0xff);
+        put(entry.in, "eth\x01");
+        put(entry.logical_out, "br0");
+    });
+    blob.rule(EBT_CONTINUE, "AUDIT");
+    REQUIRE(blob.chain("strict", EBT_DROP, 1) == strict);
+    const std::uint32_t drop = blob.rule(EBT_DROP);
+
+    auto table = parse_ebt_blob("filter", blob.bytes);
+    REQUIRE(table);
+    CHECK(table->family == RuleFamily::bridge);
+    REQUIRE(table->chains.size() == 3);
+    const SnapshotChain& chain = chain_of(*table, "FORWARD");
+    CHECK(chain.hook == Hook::forward);
+    CHECK(chain.policy == std::string("drop"));
+    CHECK(texts(chain) ==
+          std::vector<std::string>{
+              "-A FORWARD ! -p IPv4 ! -s 00:00:00:00:00:01 -i eth+ --logical-out br0 -m ip [...] -j strict",
+              "-A FORWARD -j AUDIT [...]"});
+    CHECK(texts(chain_of(*table, "strict")) == std::vector<std::string>{"-A strict -j DROP"});
+    CHECK_FALSE(chain_of(*table, "strict").hook);
+    for (std::size_t size = 0; size < blob.bytes.size(); size++) { // cut anywhere: never read past
+        auto cut = parse_ebt_blob("filter", std::span(blob.bytes).first(size));
+        CHECK((!cut || cut->chains.size() <= 3));
+    }
+
+    Snapshot snapshot;
+    snapshot.kind = SnapshotKind::bridge_filter;
+    snapshot.tables.push_back(*table);
+    OneSnapshot source(snapshot);
+    Resolver resolver(source);
+    tsdt_cause cause = legacy_cause(drop, 2, "strict", 1);
+    cause.family = 7;
+    // The stack says what comes after the jump.
+    auto rule = resolver.resolve(cause, drop_with({jump + rule_size + std::uint32_t{sizeof(ebt_entry_match)} + 8}));
+    REQUIRE(rule);
+    CHECK(source.kind == SnapshotKind::bridge_filter);
+    CHECK(rule->family == RuleFamily::bridge);
+    CHECK(rule->backend == Backend::iptables_legacy);
+    CHECK(text_of(rule->path) == "FORWARD 1 > strict 1");
+    CHECK(rule->text == std::string("-A strict -j DROP"));
+
+    cause = legacy_cause(strict, 2, "strict", 0, TSDT_SOURCE_LEGACY_POLICY);
+    cause.family = 7;
+    rule = Resolver(source).resolve(cause, drop_with());
+    CHECK(rule->chain == "strict");
+    CHECK_FALSE(rule->number);
+    CHECK_FALSE(rule->stale);
+
+    put(cause.table, "nat");
+    Resolver(source).resolve(cause, drop_with());
+    CHECK(source.kind == SnapshotKind::bridge_nat);
+}
+
+TEST_CASE("resolve_rule: what ebtables-legacy -L prints", "[resolve_rule]") {
+    const SavedTable table = read_legacy_listing("Bridge table: filter\n\n"
+                                                 "Bridge chain: INPUT, entries: 2, policy: ACCEPT\n"
+                                                 "-p ARP --arp-op Request -j DROP \n"
+                                                 "-j sub \n\n"
+                                                 "Bridge chain: sub, entries: 0, policy: RETURN\n");
+    CHECK(table == SavedTable{{"INPUT", {"-A INPUT -p ARP --arp-op Request -j DROP", "-A INPUT -j sub"}}, {"sub", {}}});
 }
 
 // ---- live snapshots, with a machine that is not there ----
@@ -1016,7 +1205,13 @@ TEST_CASE("resolve_rule: a change under way is waited for, but not for ever", "[
 TEST_CASE("resolve_rule: a ruleset that cannot be read, until it can", "[resolve_rule]") {
     FakeMachine machine;
     machine.fails = true;
-    CHECK_FALSE(machine.get(2));
+    CHECK_FALSE(machine.get(2)); // not known to have changed
+    machine.generation = 3;
+    auto changed = machine.get(2);
+    REQUIRE(changed);
+    CHECK(changed->generation != 2);
+    CHECK(changed->tables.empty());
+    machine.generation = 2;
     machine.fails = false;
     CHECK(machine.get_in_time(2));
     machine.fails = true;

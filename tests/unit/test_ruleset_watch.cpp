@@ -116,6 +116,81 @@ TEST_CASE("ruleset_diff: rules are told by their text where they have no handle"
     CHECK((diff.added.empty() && diff.removed.empty() && diff.moved.empty()));
 }
 
+TEST_CASE("ruleset_diff: base chains by which packets meet what differs") {
+    // INPUT jumps to a chain, that one goes to another; by offset, as ip_tables has it, and by text, as nf_tables.
+    const auto chain_of = [](const char* name, std::optional<std::uint32_t> offset, std::vector<SnapshotRule> rules) {
+        SnapshotChain chain;
+        chain.name = name;
+        chain.offset = offset;
+        chain.rules = std::move(rules);
+        chain.backend = offset ? Backend::iptables_legacy : Backend::nftables;
+        return chain;
+    };
+    const auto bases = [](const Snapshot& before, const Snapshot& after) {
+        std::vector<std::string> names;
+        const auto diff = compare(before, after);
+        REQUIRE(diff);
+        for (const auto& [backend, changes] : *diff)
+            for (const ChainName& chain : changes.chains)
+                names.push_back(chain.table + " " + chain.name);
+        return names;
+    };
+    using Bases = std::vector<std::string>;
+    SnapshotRule jump = rule("-A INPUT -j one"), go = rule("-A one -g two");
+    jump.jump_offset = 100, go.jump_offset = 200;
+    jump.verdict = go.verdict = "";
+    Snapshot before = legacy({jump});
+    before.tables[0].chains.push_back(chain_of("one", 100, {go}));
+    before.tables[0].chains.push_back(chain_of("two", 200, {rule("a")}));
+    before.tables[0].chains.push_back(chain_of("alone", 300, {rule("a")}));
+    Snapshot after = before;
+    CHECK(bases(before, after) == Bases{});
+    after.tables[0].chains[2].rules.insert(after.tables[0].chains[2].rules.begin(), rule("ok", "accept"));
+    CHECK(bases(before, after) == Bases{"filter INPUT"});
+    after = before;
+    after.tables[0].chains[3].rules.clear();
+    CHECK(bases(before, after) == Bases{});
+    after = before; // led there only before
+    after.tables[0].chains[0].rules.clear();
+    after.tables[0].chains[2].rules.clear();
+    CHECK(bases(before, after) == Bases{"filter INPUT"});
+
+    before = nft({rule("udp dport 53 jump one", "", 2)});
+    before.tables[0].chains.push_back(chain_of("one", {}, {rule("a", "drop", 3)}));
+    before.tables[0].chains.push_back(chain_of("two", {}, {rule("a", "drop", 4)}));
+    after = before;
+    after.tables[0].chains[1].rules.clear();
+    const Bases one = bases(before, after);
+    REQUIRE(one.size() == 1);
+    after = before;
+    after.tables[0].chains[2].rules.clear();
+    CHECK(bases(before, after) == Bases{});
+    for (Snapshot* snapshot : {&before, &after}) // anywhere
+        snapshot->tables[0].chains[1].rules.push_back(rule("udp dport vmap @ports", "", 9));
+    CHECK(bases(before, after) == one);
+}
+
+TEST_CASE("ruleset_diff: the chains that differ, also by what does not drop") {
+    const auto accept = rule("ok", "accept");
+    auto diff = compare(legacy({rule("a")}), legacy({accept, rule("a")}));
+    REQUIRE(diff);
+    REQUIRE((*diff)[Backend::iptables_legacy].chains.size() == 1);
+    const ChainName& chain = (*diff)[Backend::iptables_legacy].chains[0];
+    CHECK((chain.family == RuleFamily::ip && chain.table == "filter" && chain.name == "INPUT"));
+    CHECK_FALSE((*diff)[Backend::iptables_legacy].more_chains);
+
+    Snapshot many = legacy({});
+    many.tables[0].chains.resize(DropChanges::max_chains + 1, many.tables[0].chains[0]);
+    for (std::size_t i = 1; i < many.tables[0].chains.size(); ++i)
+        many.tables[0].chains[i].name = "chain" + std::to_string(i);
+    diff = compare(legacy({}), many);
+    CHECK((*diff)[Backend::iptables_legacy].chains.size() == DropChanges::max_chains);
+    CHECK_FALSE((*diff)[Backend::iptables_legacy].more_chains); // INPUT is the same
+    many.tables[0].chains[0].policy = "drop";
+    diff = compare(legacy({}), many);
+    CHECK((*diff)[Backend::iptables_legacy].more_chains);
+}
+
 TEST_CASE("ruleset_diff: the same rule several times") {
     Difference diff = diff_of(legacy({rule("a"), rule("a")}), legacy({rule("a"), rule("a"), rule("a")}));
     CHECK(words(diff.added) == Words{"3 a"});

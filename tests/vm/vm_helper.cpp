@@ -3,9 +3,10 @@
 //
 //   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
-//   vm_helper arptables drop|accept                   the policy of INPUT in the legacy table of ARP
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
+//   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
+//                                                     times with a second in between
 //
 // The first two say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
@@ -18,6 +19,8 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <pty.h>
 #include <sys/socket.h>
 
 #include <bpf/bpf.h>
@@ -26,9 +29,9 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netfilter/nfnetlink_queue.h>
-#include <linux/netfilter_arp/arp_tables.h>
 #include <linux/netlink.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 namespace {
@@ -149,42 +152,6 @@ void drop_with_bpf(std::uint32_t pf, std::uint32_t hook, std::int32_t priority) 
         pause();
 }
 
-// Gets the table as it is, changes one verdict, and puts it back.
-void set_arp_policy(bool drop) {
-    const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
-    arpt_getinfo info{};
-    std::strcpy(info.name, "filter");
-    socklen_t size = sizeof(info);
-    if (fd < 0 || getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_INFO, &info, &size))
-        fail("ARPT_SO_GET_INFO");
-    std::vector<char> got(sizeof(arpt_get_entries) + info.size);
-    auto* entries = reinterpret_cast<arpt_get_entries*>(got.data());
-    std::strcpy(entries->name, "filter");
-    entries->size = info.size;
-    size = static_cast<socklen_t>(got.size());
-    if (getsockopt(fd, IPPROTO_IP, ARPT_SO_GET_ENTRIES, entries, &size))
-        fail("ARPT_SO_GET_ENTRIES");
-    char* blob = got.data() + sizeof(arpt_get_entries);
-    auto* policy = reinterpret_cast<arpt_entry*>(blob + info.underflow[NF_ARP_IN]);
-    auto* target = reinterpret_cast<xt_standard_target*>(reinterpret_cast<char*>(policy) + policy->target_offset);
-    target->verdict = -(drop ? NF_DROP : NF_ACCEPT) - 1;
-
-    std::vector<char> put(sizeof(arpt_replace) + info.size);
-    std::vector<xt_counters> counters(info.num_entries);
-    auto* replace = reinterpret_cast<arpt_replace*>(put.data());
-    std::strcpy(replace->name, "filter");
-    replace->valid_hooks = info.valid_hooks;
-    replace->num_entries = info.num_entries;
-    replace->size = info.size;
-    std::memcpy(replace->hook_entry, info.hook_entry, sizeof(info.hook_entry));
-    std::memcpy(replace->underflow, info.underflow, sizeof(info.underflow));
-    replace->num_counters = info.num_entries;
-    replace->counters = counters.data();
-    std::memcpy(put.data() + sizeof(arpt_replace), blob, info.size);
-    if (setsockopt(fd, IPPROTO_IP, ARPT_SO_SET_REPLACE, replace, static_cast<socklen_t>(put.size())))
-        fail("ARPT_SO_SET_REPLACE");
-}
-
 void add_ipvs_service(const char* address, std::uint16_t port) {
     const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
     ip_vs_service_user service{};
@@ -218,6 +185,42 @@ void forget_connections() {
         fail("conntrack");
 }
 
+// Prints what the program shows, and returns its exit code.
+int on_terminal(int interrupts, char** program) {
+    int terminal = -1;
+    const pid_t pid = forkpty(&terminal, nullptr, nullptr, nullptr);
+    if (pid < 0)
+        fail("forkpty");
+    if (pid == 0) {
+        execvp(program[0], program);
+        fail(program[0]);
+    }
+    std::string shown;
+    bool pause = false;
+    for (;;) {
+        pollfd ready{terminal, POLLIN, 0};
+        const bool due = interrupts > 0 && shown.find("ready") != std::string::npos;
+        if (poll(&ready, 1, due && pause ? 1000 : due ? 0 : -1) == 0) {
+            if (write(terminal, "\x03", 1) != 1)
+                fail("write");
+            --interrupts;
+            pause = true;
+            continue;
+        }
+        char buffer[4096];
+        const ssize_t size = read(terminal, buffer, sizeof(buffer));
+        if (size <= 0) // EIO: nobody has it open any more
+            break;
+        shown.append(buffer, static_cast<std::size_t>(size));
+        std::fwrite(buffer, 1, static_cast<std::size_t>(size), stdout);
+        std::fflush(stdout);
+    }
+    int status = 0;
+    if (waitpid(pid, &status, 0) != pid)
+        fail("waitpid");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -228,14 +231,12 @@ int main(int count, char** arguments) {
                   count > 4 ? static_cast<std::uint32_t>(number(4)) : 1024);
     if (what == "bpf" && count == 5)
         drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
-    if (what == "arptables" && count == 3) {
-        set_arp_policy(std::string(arguments[2]) == "drop");
-        return 0;
-    }
     if (what == "forget") {
         forget_connections();
         return 0;
     }
+    if (what == "terminal" && count >= 4)
+        return on_terminal(number(2), arguments + 3);
     if (what == "ipvs" && count == 4) {
         add_ipvs_service(arguments[2], static_cast<std::uint16_t>(number(3)));
         return 0;

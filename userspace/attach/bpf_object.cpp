@@ -103,13 +103,25 @@ void BpfObject::set_constant(std::string_view name, const void* value, std::size
     bpf_map* constants = map(".rodata");
     const auto place = place_in(object_, ".rodata", name);
     std::size_t all = 0;
-    const auto* begin = constants ? static_cast<const std::byte*>(bpf_map__initial_value(constants, &all)) : nullptr;
+    // What load() hands to the kernel, and makes read-only. (bpf_map__set_initial_value() would copy all of it.)
+    auto* begin = constants ? static_cast<std::byte*>(const_cast<void*>(bpf_map__initial_value(constants, &all))) : nullptr;
     if (!begin || !place || place->size != size || place->offset + size > all)
         no_such(name);
-    std::vector<std::byte> bytes(begin, begin + all);
-    std::memcpy(bytes.data() + place->offset, value, size);
-    if (bpf_map__set_initial_value(constants, bytes.data(), all))
-        throw std::logic_error(fmt::format("{} was to be set after its BPF object was loaded", name));
+    std::memcpy(begin + place->offset, value, size);
+}
+
+void BpfObject::replace(const char* name, std::int32_t placeholder, std::uint32_t number) const {
+    bpf_program* found = program(name);
+    const bpf_insn* begin = bpf_program__insns(found);
+    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(found));
+    for (bpf_insn& instruction : instructions) {
+        if (instruction.imm != placeholder)
+            continue;
+        instruction.imm = static_cast<std::int32_t>(number);
+        if (instruction.code == (BPF_JMP | BPF_CALL))
+            instruction.src_reg = BPF_PSEUDO_KFUNC_CALL;
+    }
+    bpf_program__set_insns(found, instructions.data(), instructions.size());
 }
 
 void* BpfObject::variable(std::string_view name, std::size_t size) const {

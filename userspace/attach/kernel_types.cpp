@@ -59,8 +59,9 @@ bool has_value(const btf* types, const btf_type* type, std::string_view wanted) 
 }
 
 // Netfilter's modules, and those that define drop reasons of their own: other modules need not be read.
-constexpr std::string_view module_prefixes[] = {"nf_", "nft_", "nfnetlink", "x_tables", "ip_tables",  "ip6_tables",
-                                                "xt_", "ipt_", "ip6t_",     "mac80211", "openvswitch"};
+constexpr std::string_view module_prefixes[] = {"nf_",        "nft_",       "nfnetlink",  "x_tables", "ip_tables",
+                                                "ip6_tables", "arp_tables", "ebt",        "xt_",      "ipt_",
+                                                "ip6t_",      "mac80211",   "openvswitch"};
 
 bool of_interest(std::string_view module) {
     for (const std::string_view prefix : module_prefixes)
@@ -127,8 +128,11 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
         const std::string_view* wanted = search.types.find(name);
         if (!wanted || (btf_object && search.found.contains(*wanted)))
             continue;
-        if (!btf_object)
+        if (!btf_object) {
             search.found.insert(*wanted);
+            if (btf_is_struct(type))
+                vmlinux_structs_.try_emplace(name, id);
+        }
         search.excerpt_complete &= search.excerpt.add(types, id, static_cast<unsigned>(modules_.size()), from);
     }
 }
@@ -170,6 +174,11 @@ std::optional<FunctionId> KernelTypes::function(std::string_view name) const {
     if (found == functions_.end())
         return std::nullopt;
     return found->second;
+}
+
+unsigned KernelTypes::vmlinux_type(std::string_view name) const {
+    const auto found = vmlinux_structs_.find(name);
+    return found == vmlinux_structs_.end() ? 0 : found->second;
 }
 
 std::optional<std::string> KernelTypes::path() const {

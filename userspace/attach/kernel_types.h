@@ -35,6 +35,7 @@ public:
     KernelTypes& operator=(const KernelTypes&) = delete;
 
     std::optional<FunctionId> function(std::string_view name) const;
+    unsigned vmlinux_type(std::string_view name) const; // of a struct among `types`; 0: not found
 
     // Whether BPF programs may call bpf_loop (5.17): without it the programs on fentry cannot be loaded.
     bool has_bpf_loop() const { return has_bpf_loop_; }
@@ -57,6 +58,7 @@ private:
     decode::KernelNames names_;
     bool has_bpf_loop_ = false, lays_out_like_5_10_ = false;
     std::map<std::string, FunctionId, std::less<>> functions_;
+    std::map<std::string, unsigned, std::less<>> vmlinux_structs_;
     std::vector<Fd> modules_;
     std::optional<Fd> excerpt_;
 };

@@ -14,10 +14,13 @@
 #include <system_error>
 #include <utility>
 
+#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -26,6 +29,7 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
 #include "util/netns.h"
@@ -111,16 +115,30 @@ Error explain_load_failure(int error) {
 
 constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
 
-// How many chunks of candidate rules each CPU gets, per address family: 4 MB in all, 8192 rules at most.
+// How many chunks of candidate rules each CPU gets, for IPv4 and again for IPv6: 4 MB in all, 8192 rules at most.
 std::uint32_t pool_chunks(int cpus) {
     constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
     return static_cast<std::uint32_t>(
         std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
 }
 
-// Programs that are attached only when something has died that they can explain (bpf/hook_function.h).
-bool is_hook_function_program(std::string_view function) {
-    return function == "hook_function" || function == "nf_hook_run_bpf";
+// Few have many rules for ARP, or for bridges.
+std::uint32_t pool_chunks_small(int cpus) {
+    return std::max(pool_chunks(cpus) / 8, 2u);
+}
+
+// Programs that are attached only when something has died that they can explain (bpf/hook_function.h, bpf/match.h). The
+// first two are templates, for functions of any name.
+constexpr std::string_view hook_function_template = "hook_function", match_template = "match_function";
+constexpr std::string_view nft_matches[] = {"nft_match_eval", "nft_match_large_eval"};
+
+bool is_template(std::string_view function) {
+    return function == hook_function_template || function == match_template;
+}
+
+bool is_late_program(std::string_view function) {
+    return is_template(function) || function == "nf_hook_run_bpf" ||
+           std::ranges::find(nft_matches, function) != std::end(nft_matches);
 }
 
 // Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
@@ -129,22 +147,35 @@ bool is_queue_program(std::string_view function) {
     return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
 }
 
+// Targets of ebtables that may drop: enum bridge_target of bpf/ebt_table.h, in its order. (ebtables-nft has them too,
+// but there they need no program of their own.)
+constexpr std::string_view bridge_targets[] = {"ebt_arpreply_tg", "ebt_dnat_tg", "ebt_snat_tg", "ebt_redirect_tg",
+                                               "ebt_mark_tg"};
+
+bool is_bridge_target(std::string_view function) {
+    return std::ranges::find(bridge_targets, function) != std::end(bridge_targets);
+}
+
 bool rules_may_queue(const KernelTypes& types) {
     return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
 }
 
-// How many functions may be traced so in one run.
-constexpr std::size_t max_hook_functions = 32;
+// What bpf/seen.h needs to read a header with one load.
+constexpr const char* rdonly_cast = "bpf_rdonly_cast";
+constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
 
-// The types that functions are looked up in while an object is being loaded, and the function that stands for
-// "hook_function" then.
+// How many functions may be traced so in one run.
+constexpr std::size_t max_late_functions = 48;
+
+// The types that functions are looked up in while an object is being loaded, and the function that a template is for
+// then.
 thread_local const KernelTypes* types_for_loading = nullptr;
-thread_local std::string_view hook_function_for_loading;
+thread_local std::string_view function_for_loading;
 
 int set_attach_target(bpf_program* program, bpf_prog_load_opts* options, long) {
     std::string_view name = function_of(program);
-    if (name == "hook_function")
-        name = hook_function_for_loading;
+    if (is_template(name))
+        name = function_for_loading;
     const auto id = types_for_loading->function(name);
     if (!id)
         return -ESRCH;
@@ -195,8 +226,11 @@ struct Tracer::State {
         std::uint64_t* changes_told = nullptr;
         std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
+        std::uint32_t* matches_traced = nullptr;
         std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
-        std::uint64_t* stood_in = nullptr;             // not where a program is run on top of itself: with kprobes
+        std::uint64_t* unseen = nullptr;
+        std::uint32_t* bridge_targets_traced = nullptr;
+        std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: with kprobes
     };
 
     Filter filter;
@@ -211,6 +245,7 @@ struct Tracer::State {
     std::vector<Link> emitter_links;
     std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
     std::uint64_t missed_before = 0;                // by earlier emitters
+    bool without_functions = false;                 // none can be traced
     std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
@@ -218,13 +253,12 @@ struct Tracer::State {
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
-    std::string nft_problem;                                // kprobes: why nf_tables cannot be traced
+    bool nf_tables_at_start = false;
+    std::string nft_problem; // kprobes: why nf_tables cannot be traced
 
-    std::set<std::string, std::less<>> hook_functions; // asked for so far, attached or not
-    std::vector<BpfObject> hook_objects;               // their programs
-    std::vector<Link> hook_object_links;
-    bpf_program* hook_program = nullptr; // which the others are copies of
-    std::vector<Fd> hook_links;          // of the copies
+    std::set<std::string, std::less<>> late_functions;          // asked for so far, attached or not
+    std::map<std::string, BpfObject, std::less<>> late_objects; // their programs, by what those are written for
+    std::vector<Fd> late_links;                                 // of copies of templates; the others are in `links`
 
     struct RingDeleter {
         void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
@@ -243,6 +277,7 @@ struct Tracer::State {
     std::set<std::string> modules_now() const { return on_kprobes() ? modules_loaded() : modules_with_btf(); }
     std::uint64_t missed() const; // how often the emitter could not be run
     void forget_lost_changes();
+    void tell_bridge_targets() const;
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
@@ -253,13 +288,18 @@ struct Tracer::State {
     bool is_there(std::string_view function) const;
     bool choose_functions(const BpfObject& object) const;
     void set_constants(const BpfObject& object, std::uint32_t instance);
+    void set_seen_constants(const BpfObject& object) const;
+    void choose_seen(const BpfObject& object, bool any) const;
+    void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
     void keep_counts(const BpfObject& object);
     int fill_filter(const BpfObject& object) const;
     int fill_hook_callers(const BpfObject& object) const;
-    int add_hook_function(const std::string& name);
-    int copy_hook_program(const std::string& name);
+    void trace_late(const std::string& function, std::string_view programs);
+    int add_late(const std::string& function, std::string_view programs);
+    int copy_template(const BpfObject& object, const std::string& function);
+    bool traces_matches() const;
     void watch_queue_handler() const;
 };
 
@@ -269,6 +309,7 @@ void Tracer::State::find_symbols(const BpfObject& object) {
     const auto functions = object.functions();
     std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
     wanted.insert(functions.begin(), functions.end());
+    wanted.insert(late_functions.begin(), late_functions.end());
     auto now = tsdroptrace::find_symbols(wanted);
     std::erase_if(links, [&](const auto& link) {
         const std::string_view section = link.first;
@@ -276,7 +317,10 @@ void Tracer::State::find_symbols(const BpfObject& object) {
         if (before == symbols.end()) // a tracepoint
             return false;
         const auto after = now.find(before->first);
-        return after == now.end() || after->second.address != before->second.address;
+        const bool gone = after == now.end() || after->second.address != before->second.address;
+        if (const auto late = late_functions.find(before->first); gone && late != late_functions.end())
+            late_functions.erase(late); // to be asked for again
+        return gone;
     });
     symbols = std::move(now);
 }
@@ -304,8 +348,9 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
             continue; // on_kfree_skb and its like: add() knows
         // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
         const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
-        const bool load = needed && !is_hook_function_program(function) &&
+        const bool load = needed && !is_late_program(function) &&
                           (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
+                          (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
                           !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
         bpf_program__set_autoload(program, load);
         any |= load;
@@ -349,7 +394,10 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.changes_untold, "changes_untold");
     keep(counts.expressions_loaded, "expressions_loaded");
     keep(counts.expressions_traced, "expressions_traced");
+    keep(counts.matches_traced, "matches_traced");
     keep(counts.queue_handler_absent, "queue_handler_absent");
+    keep(counts.unseen, "unseen");
+    keep(counts.bridge_targets_traced, "bridge_targets_traced");
     keep(counts.stood_in, "stood_in");
 }
 
@@ -428,52 +476,77 @@ void Tracer::State::watch_queue_handler() const {
         __atomic_store_n(absent, 0, __ATOMIC_SEQ_CST);
 }
 
-// To load the object again for each function would take long.
-int Tracer::State::copy_hook_program(const std::string& name) {
-    const auto id = types_for_loading->function(name);
+// Of an object that has been loaded for another function: to load it again for each one would take long.
+int Tracer::State::copy_template(const BpfObject& object, const std::string& function) {
+    const auto id = types_for_loading->function(function);
     if (!id)
         return -ESRCH;
+    bpf_program* original;
+    bpf_object__for_each_program (original, object.get())
+        if (bpf_program__autoload(original))
+            break;
     LIBBPF_OPTS(bpf_prog_load_opts, options);
     options.expected_attach_type = BPF_TRACE_FEXIT;
     options.attach_btf_id = id->type_id;
     options.attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(hook_program), "GPL",
-                                   bpf_program__insns(hook_program), bpf_program__insn_cnt(hook_program), &options));
+    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(original), "GPL",
+                                   bpf_program__insns(original), bpf_program__insn_cnt(original), &options));
     if (!program)
         return -errno;
     Fd link(bpf_link_create(program.get(), 0, BPF_TRACE_FEXIT, nullptr));
     if (!link)
         return -errno;
-    hook_links.push_back(std::move(link));
+    late_links.push_back(std::move(link));
     return 0;
 }
 
-// Attaches a program of its own to one function, which `types_for_loading` holds. Returns 0 or a negative error.
-int Tracer::State::add_hook_function(const std::string& name) {
-    const bool runs_bpf = name == "nf_hook_run_bpf";
-    if (hook_program && !runs_bpf)
-        return copy_hook_program(name);
-    BpfObject object = open();
-    if (!object)
-        return -errno;
-    bpf_program* ours = object.program(runs_bpf ? "nf_hook_run_bpf_end" : "hook_function_end");
+// Attaches to one function the programs that are written for `programs`: that function, or a template. Its types are in
+// `types_for_loading`. Returns 0 or a negative error.
+int Tracer::State::add_late(const std::string& function, std::string_view programs) {
+    auto known = late_objects.find(programs);
+    if (known != late_objects.end() && !on_kprobes())
+        return copy_template(known->second, function);
+    if (known == late_objects.end()) {
+        BpfObject object = open();
+        if (!object)
+            return -errno;
+        bpf_program* program;
+        bpf_object__for_each_program (program, object.get())
+            bpf_program__set_autoload(program, function_of(program) == programs);
+        set_sizes(object);
+        function_for_loading = function;
+        if (const int error = share_maps(object))
+            return error;
+        if (const int error = object.load())
+            return error;
+        known = late_objects.emplace(programs, std::move(object)).first;
+    }
+    std::vector<Attachment> attachments;
     bpf_program* program;
-    bpf_object__for_each_program (program, object.get())
-        bpf_program__set_autoload(program, program == ours);
-    set_sizes(object);
-    hook_function_for_loading = name;
-    if (const int error = share_maps(object))
-        return error;
-    if (const int error = object.load())
-        return error;
-    hook_objects.push_back(std::move(object));
-    if (!runs_bpf)
-        hook_program = ours;
-    Link link(bpf_program__attach_trace(ours));
-    if (!link)
-        return -errno;
-    hook_object_links.push_back(std::move(link));
+    bpf_object__for_each_program (program, known->second.get())
+        if (bpf_program__autoload(program))
+            attachments.push_back({.program = program, .address = on_kprobes() ? symbols[function].address : 0});
+    attach_all(attachments);
+    for (const Attachment& attachment : attachments)
+        if (!attachment.link)
+            return -attachment.error;
+    for (Attachment& attachment : attachments) {
+        const std::string_view section = bpf_program__section_name(attachment.program);
+        links[fmt::format("{}/{}", section.substr(0, section.find('/')), function)] = std::move(attachment.link);
+    }
     return 0;
+}
+
+void Tracer::State::trace_late(const std::string& function, std::string_view programs) {
+    const bool there = on_kprobes() ? symbols.contains(function) : types_for_loading->function(function).has_value();
+    const int error = there ? add_late(function, programs) : -ESRCH;
+    if (error)
+        spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
+}
+
+// Whether nothing can drop as a match of iptables-nft without being seen.
+bool Tracer::State::traces_matches() const {
+    return std::ranges::all_of(nft_matches, [&](std::string_view function) { return traces(function); });
 }
 
 // The kernel does not run a program on top of itself on one CPU, but counts these.
@@ -483,6 +556,13 @@ std::uint64_t Tracer::State::missed() const {
     if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter), &info, &size))
         return 0;
     return info.recursion_misses;
+}
+
+void Tracer::State::tell_bridge_targets() const {
+    std::uint32_t traced = 0;
+    for (std::size_t i = 0; i < std::size(bridge_targets); ++i)
+        traced |= traces(bridge_targets[i]) ? 1u << i : 0;
+    __atomic_store_n(counts.bridge_targets_traced, traced, __ATOMIC_RELEASE);
 }
 
 void Tracer::State::forget_lost_changes() {
@@ -497,9 +577,49 @@ void Tracer::State::forget_lost_changes() {
 }
 
 void Tracer::State::set_sizes(const BpfObject& object) const {
-    object.set_max_entries("pool", 2 * pool_chunks(cpus));
+    object.set_max_entries("pool", 2 * (pool_chunks(cpus) + pool_chunks_small(cpus)));
     object.set_max_entries("verdicts", 1024 + 256 * static_cast<std::uint32_t>(cpus));
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
+}
+
+// By the first 16 bits of an address, as they lie in memory: whether a range may hold it.
+void Tracer::State::set_first_bits(const BpfObject& object, const char* name, IpFamily family) const {
+    std::vector<std::uint8_t> bits(1 << 16, filter.all);
+    for (const Cidr& range : filter.ranges) {
+        if (range.family != family)
+            continue;
+        const unsigned base = static_cast<unsigned>(range.network[0] << 8 | range.network[1]);
+        const unsigned count = range.prefix >= 16 ? 1 : 1u << (16 - range.prefix);
+        for (unsigned value = base; value < base + count; ++value)
+            bits[htons(static_cast<std::uint16_t>(value))] = 1;
+    }
+    object.set_constant(name, bits.data(), bits.size());
+}
+
+void Tracer::State::set_seen_constants(const BpfObject& object) const {
+    set_first_bits(object, "first_bits4", IpFamily::ipv4);
+    set_first_bits(object, "first_bits6", IpFamily::ipv6);
+}
+
+// Of the programs that see every packet, those that cost least where they can be loaded.
+void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
+    const auto cast = types_for_loading->function(rdonly_cast);
+    const bool by_call = on_kprobes() || !cast;
+    const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
+        return range.family == IpFamily::ipv4;
+    });
+    const std::string_view chosen = by_call ? "by_call" : ipv4 ? "ipv4" : "any";
+    for (const std::string_view kind : {"by_call", "any", "ipv4"})
+        for (const std::string_view way : {"sent", "received"})
+            object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
+    if (!any || by_call)
+        return;
+    for (const std::string_view way : {"sent", "received"}) {
+        const std::string program = fmt::format("{}_{}", way, chosen);
+        object.replace(program.c_str(), TSDT_RDONLY_CAST, cast->type_id);
+        object.replace(program.c_str(), TSDT_TYPE_IPHDR, types_for_loading->vmlinux_type("iphdr"));
+        object.replace(program.c_str(), TSDT_TYPE_IPV6HDR, types_for_loading->vmlinux_type("ipv6hdr"));
+    }
 }
 
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
@@ -514,10 +634,12 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("by_netns", !filter.netns.empty());
     object.set_constant("by_device", !filter.devices.empty());
     object.set_constant("rules_only", filter.rules_only);
+    object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
     object.set_constant("pool_chunks", pool_chunks(cpus));
+    object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (!on_kprobes())
         return;
     for (const std::string_view function : {"nf_hook_slow", "nf_queue", "nf_reinject"}) {
@@ -557,10 +679,19 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         return 0;
     const auto instance = static_cast<std::uint32_t>(objects.size());
     set_constants(object, instance);
+    const bool adds_seen = filter.seen && objects.empty();
+    choose_seen(object, adds_seen);
+    if (adds_seen)
+        set_seen_constants(object);
     set_sizes(object);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
-    const bool adds_legacy = object.autoload("ipt_do_table_begin") || object.autoload("ip6t_do_table_begin");
-    const bool had_legacy = traces("ipt_do_table") || traces("ip6t_do_table");
+    constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
+    const bool adds_legacy = std::ranges::any_of(legacy_functions, [&](std::string_view function) {
+        return object.autoload(fmt::format("{}_begin", function).c_str());
+    });
+    const bool had_legacy =
+        std::ranges::any_of(legacy_functions, [&](std::string_view function) { return traces(function); });
+    const bool adds_bridge = object.autoload("ebt_do_table_begin"), had_bridge = traces("ebt_do_table");
     if (on_kprobes()) {
         // No module brings types: the first program on kfree_skb knows all there is to know.
         object.set_constant("traces_nft", with_functions && nft_problem.empty());
@@ -568,8 +699,10 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     } else {
         object.set_constant("traces_nft", adds_nft || traces("nft_do_chain"));
         object.set_constant("traces_legacy", adds_legacy || had_legacy);
-        // One that did not know a backend's types makes room for one that does.
-        with_emitter |= adds_nft || (adds_legacy && !had_legacy);
+        object.set_constant("traces_bridge", adds_bridge || had_bridge);
+        // One that did not know a backend's types, or those of x_tables' matches, makes room for one that does.
+        with_emitter |= adds_nft || (adds_legacy && !had_legacy) || (adds_bridge && !had_bridge) ||
+                        object.autoload("xt_register_table_end");
     }
     const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
                       *emit = object.program("emit"); // kprobes have the first one only
@@ -579,6 +712,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
+    const bool is_first = objects.empty() && with_functions;
+    const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not with kprobes
+    object.set_autoload("find_per_cpu_memory", is_first);
 
     if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
         return error;
@@ -588,6 +724,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         if (const int error = fill_filter(object); error || fill_hook_callers(object))
             return error ? error : -errno;
         keep_counts(object);
+    }
+    if (is_first && find_per_cpu_memory) {
+        LIBBPF_OPTS(bpf_test_run_opts, run);
+        if (const int error = bpf_prog_test_run_opts(bpf_program__fd(find_per_cpu_memory), &run))
+            return error;
     }
 
     if (with_emitter && emit) {
@@ -600,7 +741,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     std::vector<Attachment> attachments;
     bpf_program* program;
     bpf_object__for_each_program (program, object.get())
-        if (bpf_program__autoload(program) && program != emit)
+        if (bpf_program__autoload(program) && program != emit && program != find_per_cpu_memory)
             attachments.push_back({.program = program, .address = address_of(program)});
     attach_all(attachments);
     std::vector<Link> new_emitter_links;
@@ -631,6 +772,11 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
         emitter = on_kfree_skb;
     }
     objects.push_back(std::move(object));
+    tell_bridge_targets();
+    // Packets that were dropped when only the begin of their table was traced have left counters that no one took note
+    // of.
+    if (adds_bridge)
+        __atomic_fetch_add(&(*counts.generations)[TSDT_GENERATION_X_TABLES], 1, __ATOMIC_ACQ_REL);
     return 0;
 }
 
@@ -653,10 +799,13 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
+    types.insert(std::begin(header_types), std::end(header_types));
     if (state->kernel < KernelVersion{5, 17}) // may need kprobes: see below
         if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
             types.merge(kprobe.types());
-    state->types = std::make_unique<const KernelTypes>(fentry.functions(), types);
+    auto functions = fentry.functions();
+    functions.insert(rdonly_cast);
+    state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.
     if (!state->types->has_bpf_loop()) {
@@ -665,6 +814,7 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
             state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
                                  "nf_tables' structures as 5.10 does";
     }
+    state->nf_tables_at_start = state->types->function("nft_do_chain").has_value();
     state->modules = state->modules_now();
     state->names = state->types->names();
     auto reasons = decode::reason_codes(filter.reasons, state->names);
@@ -673,8 +823,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
+    state->without_functions = !state->problem.empty();
     if (const int error = state->add(state->problem.empty(), true)) {
         // Without the functions of netfilter there are still the drops themselves.
+        state->without_functions = true;
         if (const int drops_error = state->add(false, true))
             return explain_load_failure(-drops_error);
         state->problem =
@@ -728,16 +880,25 @@ void Tracer::refresh() {
             spdlog::info("a netfilter module has been loaded: it is traced from now on");
         }
     }
+    if (!state_->traces_matches())
+        std::atomic_ref(*counts.matches_traced).store(0);
     std::atomic_ref(*counts.expressions_traced).store(loaded);
 }
 
-void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
-    if (!state_->problem.empty() || state_->on_kprobes())
+void Tracer::trace_suspects(const decode::Suspects& suspects) {
+    using Kind = decode::Suspects::Kind;
+    if (!state_->problem.empty() || (state_->on_kprobes() && suspects.kind == Kind::hook_functions))
         return;
+    std::vector<HookFunction> functions = suspects.functions;
+    if (suspects.kind == Kind::nft_matches) {
+        functions.clear();
+        for (const std::string_view function : nft_matches)
+            functions.push_back({std::string(function), "nft_compat", {}, {}});
+    }
     KernelTypes::Names names, modules;
     for (const HookFunction& function : functions) {
-        if (state_->hook_functions.size() >= max_hook_functions || state_->traces(function.name) ||
-            !state_->hook_functions.insert(function.name).second)
+        if (state_->late_functions.size() >= max_late_functions || state_->traces(function.name) ||
+            !state_->late_functions.insert(function.name).second)
             continue;
         names.insert(function.name);
         if (function.module)
@@ -745,14 +906,22 @@ void Tracer::trace_hook_functions(const std::vector<HookFunction>& functions) {
     }
     if (names.empty())
         return;
-    const KernelTypes types(names, state_->shared().types(), modules);
-    types_for_loading = &types;
+    std::optional<KernelTypes> types;
+    if (state_->on_kprobes())
+        state_->find_symbols(state_->shared());
+    else
+        types.emplace(names, state_->shared().types(), modules);
+    types_for_loading = types ? &*types : state_->types.get();
     for (const std::string& name : names) {
-        const int error = types.function(name) ? state_->add_hook_function(name) : -ESRCH;
-        if (error)
-            spdlog::debug("the hook function {} cannot be traced: {}", name, std::strerror(-error));
+        const std::string_view any = suspects.kind == Kind::legacy_matches ? match_template : hook_function_template;
+        state_->trace_late(name, is_late_program(name) ? std::string_view(name) : any);
     }
     types_for_loading = nullptr;
+    if (suspects.kind == Kind::nft_matches && state_->traces_matches()) {
+        // A packet that was past such a match when it began to be traced must not be taken for one that met none.
+        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); // the kernel's synchronize_rcu()
+        std::atomic_ref(*state_->counts.matches_traced).store(1);
+    }
 }
 
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {
@@ -777,34 +946,45 @@ bool Tracer::traces(std::string_view function) const {
     return state_->traces(function);
 }
 
+bool Tracer::has_nf_tables() const {
+    return state_->nf_tables_at_start || module_is_loaded("nf_tables");
+}
+
 const decode::KernelNames& Tracer::names() const {
     return state_->names;
 }
 
 Capabilities Tracer::capabilities() const {
-    const auto backend = [&](const char* module, const std::string& problem,
+    // What cannot be seen shows in the counters of the rules, which userspace reads.
+    const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
                              std::initializer_list<const char*> needed) -> Capability {
+        const auto by_counters = [inferred](const std::string& why) -> Capability {
+            return {Exactness::inferred, fmt::format("{}; {}", inferred, why)};
+        };
         if (!problem.empty())
-            return {Exactness::unavailable, problem};
+            return by_counters(problem);
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, state_->on_kprobes()
-                                          ? "with kprobes, since this kernel's modules have no type information: "
-                                            "functions at hooks and queues are not told"
-                                          : ""};
+            return {Exactness::exact, std::string(state_->on_kprobes() ? limits_of_kprobes : "")};
         if (!state_->problem.empty())
-            return {Exactness::unavailable, state_->problem};
+            return by_counters(state_->problem);
         if (!module_is_loaded(module))
             return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
         for (const char* function : needed)
             if (!state_->traces(function))
-                return {Exactness::unavailable, fmt::format("this kernel does not let {} be traced", function)};
+                return by_counters(fmt::format("this kernel does not let {} be traced", function));
         return {};
     };
     Capabilities capabilities;
-    capabilities.nftables =
-        backend("nf_tables", state_->nft_problem, {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    capabilities.iptables_nft = capabilities.nftables;
-    capabilities.iptables_legacy = backend("ip_tables", "", {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
+    const auto nf_tables = [&](const char* inferred) {
+        return backend("nf_tables", state_->nft_problem, inferred,
+                       {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
+    };
+    capabilities.nftables = nf_tables("only rules with a counter, by reading it before and after a packet has died");
+    capabilities.iptables_nft = nf_tables("rules, not policies, by reading their counters before and after a packet "
+                                          "has died");
+    capabilities.iptables_legacy =
+        backend("ip_tables", "", "by reading the counters of rules and policies before and after a packet has died",
+                {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
     return capabilities;
 }
 
@@ -812,13 +992,19 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     tsdt_cause cause{};
     if (bpf_map_lookup_elem(state_->shared().fd("causes"), &key, &cause))
         return std::nullopt;
-    if (!cause.location[0] && state_->on_kprobes()) {
-        // The kernel could not print it from BPF (bpf_snprintf, 5.13).
-        auto [symbol, fresh] = state_->locations.try_emplace(key.location);
+    // What the kernel could not print from BPF (bpf_snprintf, 5.13).
+    const auto print = [&](std::uint64_t address, auto& text) {
+        if (!address || text[0] || !state_->on_kprobes())
+            return;
+        auto [symbol, fresh] = state_->locations.try_emplace(address);
         if (fresh)
-            symbol->second = describe_address(key.location);
-        symbol->second.copy(cause.location, sizeof(cause.location) - 1);
-    }
+            symbol->second = describe_address(address);
+        symbol->second.copy(text, sizeof(text) - 1);
+    };
+    print(cause.key.location, cause.location);
+    if (cause.key.source == TSDT_SOURCE_NETFILTER)
+        for (tsdt_step& step : cause.step)
+            print(step.handle, step.chain);
     return cause;
 }
 
@@ -870,6 +1056,19 @@ Retired Tracer::retire_causes(std::uint64_t before_ns) {
     return retired;
 }
 
+std::optional<std::vector<tsdt_seen_count>> Tracer::seen() const {
+    if (!state_->filter.seen)
+        return std::nullopt;
+    std::vector<tsdt_seen_count> all;
+    const int map = state_->shared().fd("seen");
+    tsdt_seen_count count{};
+    for (int more = bpf_map_get_next_key(map, nullptr, &count.key); more == 0;
+         more = bpf_map_get_next_key(map, &count.key, &count.key))
+        if (bpf_map_lookup_elem(map, &count.key, &count.value) == 0)
+            all.push_back(count);
+    return all;
+}
+
 std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
     std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
     std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
@@ -886,6 +1085,8 @@ std::map<std::string, std::uint64_t> Tracer::lost() const {
     for (std::size_t place = 0; place < by_place.size(); ++place)
         if (by_place[place])
             lost.emplace(decode::lost_place_name(place), by_place[place]);
+    if (const std::uint64_t unseen = __atomic_load_n(state_->counts.unseen, __ATOMIC_ACQUIRE))
+        lost.emplace("seen", unseen);
     // on_kfree_skb_again stands in for on_kfree_skb where it can.
     const std::uint64_t missed = state_->missed_before + state_->missed();
     const std::uint64_t* counted = state_->counts.stood_in;

@@ -37,6 +37,7 @@ struct Filter {
     std::vector<std::uint32_t> netns; // inodes
     std::vector<std::string> reasons; // names, with SKB_DROP_REASON_ or without, in whatever case
     bool rules_only = false;
+    bool seen = true; // count the packets that pass
 };
 
 struct FlowCount {
@@ -62,6 +63,7 @@ public:
 
     Capabilities capabilities() const;
     bool traces(std::string_view function) const; // now
+    bool has_nf_tables() const;                   // its module is there, or it is built in
     const decode::KernelNames& names() const;     // as of the start
 
     // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
@@ -78,10 +80,10 @@ public:
     // there are none; call it once a second.
     void refresh();
 
-    // From now on, when one of these functions at a hook of netfilter drops a packet, that is known. Only for functions
-    // which may have dropped one already: it costs something for each packet that they let pass. Those that this kernel
-    // does not let be traced, and any beyond a fixed number, are left out.
-    void trace_hook_functions(const std::vector<HookFunction>& functions);
+    // From now on, when one of these drops a packet, that is known. Only for those which may have dropped one already:
+    // it costs something for each packet that they let pass. Those that this kernel does not let be traced, and any
+    // beyond a fixed number, are left out.
+    void trace_suspects(const decode::Suspects& suspects);
 
     std::optional<tsdt_cause> cause(const tsdt_cause_key& key) const;
     std::vector<tsdt_cause> causes() const; // with their counts now
@@ -93,6 +95,8 @@ public:
     Retired retire_causes(std::uint64_t before_ns);
 
     std::vector<FlowCount> flows() const;
+    // Packets of the filter that passed a device; nothing where they are not counted.
+    std::optional<std::vector<tsdt_seen_count>> seen() const;
     std::map<std::string, std::uint64_t> lost() const; // where -> events, since the start
     std::array<std::uint64_t, TSDT_LOST_MAX>
     lost_by_place() const; // by tsdt_lost: what the programs counted themselves

@@ -63,8 +63,25 @@ constexpr std::string_view unknown_sentences[] = {
     "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
     "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
     "a rule handed it to a program in userspace", // QUEUE: the queue says more
+    // NOT_SEEN:
+    "no rule was seen dropping it: a hook function without rules, a firewall backend that is not traced, or a rule "
+    "whose probe the kernel skipped, as it does while others are at work",
+    // MANY_POLICIES:
+    "no rule of ebtables-legacy counted it, so a policy dropped it, and several chains that it may have ended in have "
+    "the policy DROP",
 };
-static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_QUEUE + 1);
+static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_MANY_POLICIES + 1);
+
+// By Suspects::Kind, before the functions' names.
+constexpr std::string_view suspect_sentences[] = {
+    "no rule was seen dropping it; registered at that hook, so one of these did: ",
+    "no dropping rule of iptables-legacy was seen counting it: perhaps an extension target dropped it, or a match that "
+    "may "
+    "drop by itself; the table has these: ",
+    "no rule was seen dropping it: either the policy of the chain did, or a match of iptables-nft that may drop by "
+    "itself, "
+    "such as ",
+};
 
 // By tsdt_queue, from 1.
 constexpr QueueFate queue_fates[] = {QueueFate::nobody,  QueueFate::full,    QueueFate::refused,
@@ -247,14 +264,15 @@ std::string unknown(const tsdt_cause& cause, const DropSite& site) {
     if (site.queue) {
         return site.queue->text();
     }
+    const auto all = suspects(cause);
+    if (!all) {
+        return std::string(unknown_sentences[cause.key.unknown]);
+    }
     std::string names;
-    for (const HookFunction& function : hook_functions(cause)) {
+    for (const HookFunction& function : all->functions) {
         names += (names.empty() ? "" : ", ") + function.text();
     }
-    if (!names.empty()) {
-        return "no rule was seen dropping it; registered at that hook, so one of these did: " + names;
-    }
-    return std::string(unknown_sentences[cause.key.unknown]);
+    return std::string(suspect_sentences[static_cast<std::size_t>(all->kind)]) + names;
 }
 
 DropSite site(const tsdt_cause& cause, const KernelNames& names) {
@@ -325,6 +343,20 @@ std::string_view lost_place_name(std::size_t place) {
     return place < TSDT_LOST_MAX ? names[place] : "elsewhere";
 }
 
+Seen decode_seen(const std::vector<tsdt_seen_count>& counts, const Machine& machine) {
+    Seen seen;
+    for (const auto& [key, count] : counts) {
+        SeenWay& way = key.way == TSDT_SEEN_SENT ? seen.sent : seen.received;
+        const auto first = static_cast<std::int64_t>(count.first_ns) + machine.realtime_minus_mono_ns;
+        const auto last = static_cast<std::int64_t>(count.last_ns) + machine.realtime_minus_mono_ns;
+        way.packets += count.packets;
+        way.by_dev[std::string(text(key.dev))] += count.packets;
+        way.first_ns = way.first_ns ? std::min(*way.first_ns, first) : first;
+        way.last_ns = way.last_ns ? std::max(*way.last_ns, last) : last;
+    }
+    return seen;
+}
+
 Netns decode_netns(std::uint32_t inode, const Machine& machine) {
     Netns netns;
     netns.inode = inode;
@@ -382,6 +414,15 @@ Changer decode_changer(const tsdt_ruleset_change& record) {
     return changer;
 }
 
+Result<tsdt_seen_count> read_seen(std::span<const std::byte> bytes) {
+    constexpr std::string_view name = "count of packets that pass";
+    auto count = copy<tsdt_seen_count>(bytes, name);
+    if (count && count->key.way > TSDT_SEEN_RECEIVED) {
+        return inconsistent(name, "its way", count->key.way);
+    }
+    return count;
+}
+
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes) {
     constexpr std::string_view name = "cause of drops";
     auto cause = copy<tsdt_cause>(bytes, name);
@@ -418,14 +459,25 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
     return drop;
 }
 
-std::vector<HookFunction> hook_functions(const tsdt_cause& cause) {
-    std::vector<HookFunction> functions;
-    if (cause.key.source == TSDT_SOURCE_NETFILTER && cause.key.unknown == TSDT_UNKNOWN_NOT_TRACED) {
-        for (std::size_t i = 0; i < std::min<std::size_t>(cause.steps, TSDT_PATH_MAX); ++i) {
-            functions.push_back(hook_function(text(cause.step[i].chain)));
-        }
+std::optional<Suspects> suspects(const tsdt_cause& cause) {
+    constexpr std::pair<tsdt_unknown, Suspects::Kind> listed[] = {
+        {TSDT_UNKNOWN_NOT_TRACED, Suspects::Kind::hook_functions},
+        {TSDT_UNKNOWN_NO_COUNTER, Suspects::Kind::legacy_matches},
+        {TSDT_UNKNOWN_EXPRESSION, Suspects::Kind::nft_matches},
+    };
+    if (cause.key.source != TSDT_SOURCE_NETFILTER || cause.steps == 0) {
+        return std::nullopt;
     }
-    return functions;
+    const auto* found = std::find_if(std::begin(listed), std::end(listed),
+                                     [&](const auto& entry) { return entry.first == cause.key.unknown; });
+    if (found == std::end(listed)) {
+        return std::nullopt;
+    }
+    Suspects suspects{found->second, {}};
+    for (std::size_t i = 0; i < std::min<std::size_t>(cause.steps, TSDT_PATH_MAX); ++i) {
+        suspects.functions.push_back(hook_function(text(cause.step[i].chain)));
+    }
+    return suspects;
 }
 
 Drop decode_cause(const tsdt_cause& cause, const Machine& machine) {

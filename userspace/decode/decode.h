@@ -62,6 +62,7 @@ Changer decode_changer(const tsdt_ruleset_change& record);
 
 // One value of the map `causes`. As read_drop.
 Result<tsdt_cause> read_cause(std::span<const std::byte> bytes);
+Result<tsdt_seen_count> read_seen(std::span<const std::byte> bytes);
 
 // One dropped packet, its rule, owner and explanation still empty. `record` has passed read_drop and `cause`,
 // the cause with that key, read_cause. Never fails.
@@ -70,9 +71,22 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 // The namespace with that inode.
 Netns decode_netns(std::uint32_t inode, const Machine& machine);
 
-// The functions registered at the hook where a packet died, one of which has dropped it; empty for a cause of which
-// more is known, or for which the kernel could not list them.
-std::vector<HookFunction> hook_functions(const tsdt_cause& cause);
+// Functions that may have dropped the packets of a cause that no rule is known for.
+struct Suspects {
+    enum class Kind {
+        hook_functions, // all that are registered at the hook: one of these did
+        legacy_matches, // of the table's matches those that may drop by themselves
+        nft_matches,    // one of the matches of iptables-nft that may
+    };
+    Kind kind;
+    std::vector<HookFunction> functions; // never empty
+};
+
+// nullopt for a cause of which more is known, or for which the kernel could not list them.
+std::optional<Suspects> suspects(const tsdt_cause& cause);
+// The counts of packets that pass, of all namespaces that are in them, by the devices' names.
+Seen decode_seen(const std::vector<tsdt_seen_count>& counts, const Machine& machine);
+
 
 // What is known of a cause of which no packet's record reached us: its packet is empty (family other), its time
 // that of the last packet.

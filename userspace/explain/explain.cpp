@@ -3,327 +3,91 @@
 
 #include <algorithm>
 #include <fmt/format.h>
-#include <string>
 
+#include "explain/condition.h"
 #include "explain/match.h"
-#include "explain/tables.h"
+#include "explain/noise.h"
+#include "explain/words.h"
 #include "util/text.h"
 
 namespace tsdroptrace::explain {
 
 namespace {
 
-// Everything that a placeholder may ask for.
-struct Context {
-    const Drop& drop;
-    std::optional<Owner> owner;
-    std::optional<Backend> plain_iptables;
-    const Service* service; // that lives at the peer; null when none is known
-};
-
-// ---- what the packet tells ----
-
-bool leaves_this_machine(const Drop& drop) {
-    return drop.site.hook == Hook::output || drop.site.hook == Hook::postrouting || drop.site.hook == Hook::egress;
+void add_sentence(std::string& summary, std::string_view text) {
+    if (!summary.empty())
+        summary += ' ';
+    summary += text;
 }
 
-// Where the packet comes from, for what enters; where it goes, for what leaves. In between, on the
-// forwarding path, the end that the user asked about.
-bool peer_is_source(const Drop& drop) {
-    if (leaves_this_machine(drop))
-        return false;
-    if (drop.site.hook == Hook::forward)
-        return drop.packet.direction == Direction::from;
-    return drop.packet.received || drop.site.hook.has_value();
+void add_sentences(std::string& summary, std::span<const Sentence> sentences, const Subject& subject) {
+    for (const Sentence& sentence : sentences)
+        if (all_hold(sentence.conditions, subject))
+            if (const auto filled = fill(sentence.text, subject, Use::sentence))
+                add_sentence(summary, *filled);
 }
 
-const Address& peer(const Drop& drop) {
-    return peer_is_source(drop) ? drop.packet.src : drop.packet.dst;
-}
-
-const Service* service_of(const Address& address) {
-    const auto found = std::ranges::find_if(services(), [&](const Service& s) { return contains(s.cidr, address); });
-    return found == services().end() ? nullptr : &*found;
-}
-
-// What a rule that accepts the peer should name; empty when it should not be accepted.
-std::string peer_cidr(const Context& c) {
-    const std::string_view accept = c.service != nullptr ? c.service->accept : "";
-    if (accept == never_accept && peer_is_source(c.drop))
-        return {};
-    return accept.empty() || accept == never_accept ? peer(c.drop).text() : std::string(accept);
-}
-
-// Only what the event holds: what conntrack says, or else the port, named as what it is.
-std::string evidence(const Context& c) {
-    const Packet& packet = c.drop.packet;
-    const auto ct = packet.ctinfo;
-    if (ct == 3 && c.drop.site.hook == Hook::input)
-        return "an answer to this machine's own request (conntrack)";
-    if (ct == 4 && c.drop.site.hook == Hook::input)
-        return "related to this machine's own request, such as an ICMP error about it (conntrack)";
-    if ((ct == 3 || ct == 4) && leaves_this_machine(c.drop))
-        return "this machine's answer to a request from " + packet.dst.text() + " (conntrack)";
-    if (ct == 3 || ct == 4)
-        return "an answer in a connection that conntrack knows";
-    if (packet.received && packet.sport == 53)
-        return "from port 53 (DNS, by its port)";
-    return {};
-}
-
-std::string with_port(const Address& address, std::optional<std::uint16_t> port) {
-    if (!port)
-        return address.text();
-    const bool ipv6 = address.family == IpFamily::ipv6;
-    return fmt::format("{}{}{}:{}", ipv6 ? "[" : "", address.text(), ipv6 ? "]" : "", *port);
-}
-
-std::string dns_server(const Context& c) {
-    const bool by_port = peer_is_source(c.drop) ? c.drop.packet.sport == 53 : c.drop.packet.dport == 53;
-    return by_port || (c.service != nullptr && c.service->dns) ? peer(c.drop).text() : std::string{};
-}
-
-// ---- commands that edit or show the rule, with the rule's own tool ----
-
-std::string base_chain(const Rule& rule) {
-    return rule.path.empty() ? rule.chain : rule.path.front().chain;
+// What these tools say and do depends on the network namespace that they run in.
+bool is_for_a_netns(std::string_view command) {
+    constexpr std::string_view tools[] = {"arptables*", "conntrack", "ebtables*", "ethtool", "ip",
+                                          "ip6tables*", "iptables*", "ipvsadm",   "nft",     "nstat",
+                                          "nsenter",    "ss",        "tc"};
+    const std::string_view tool = command.substr(0, command.find(' '));
+    return std::ranges::any_of(tools, [&](std::string_view known) { return matches(known, tool); }) ||
+           (tool == "sysctl" && command.find(" net.ipv") != std::string_view::npos);
 }
 
 // A command for another network namespace must not run in this one by mistake: without a name it has a
 // placeholder that makes it fail until it is replaced.
-std::string in_netns(const Netns& netns) {
-    if (netns.initial)
-        return {};
-    return netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
-}
-
-std::string iptables_tool(const Context& c) {
-    const bool ipv6 = c.drop.packet.family == IpFamily::ipv6;
-    const std::string name = ipv6 ? "ip6tables" : "iptables";
-    if (!c.drop.rule || c.plain_iptables == c.drop.rule->backend || c.drop.rule->backend == Backend::nftables)
-        return name;
-    return name + (c.drop.rule->backend == Backend::iptables_legacy ? "-legacy" : "-nft");
-}
-
-// Inserts an accept at the top of the base chain, as narrow as the event allows. Only there: an accept in
-// an earlier base chain does not stop a later one from dropping.
-std::string accept_command(const Context& c) {
-    const std::string cidr = peer_cidr(c);
-    const Packet& packet = c.drop.packet;
-    if (!c.drop.rule || !c.drop.site.hook || cidr.empty())
-        return {};
-    const Rule& rule = *c.drop.rule;
-    const bool source = peer_is_source(c.drop);
-    const bool entering = !leaves_this_machine(c.drop);
-    const bool leaving = leaves_this_machine(c.drop) || c.drop.site.hook == Hook::forward;
-    std::string command = in_netns(c.drop.netns);
-    if (rule.backend == Backend::nftables) {
-        if (rule.family == RuleFamily::arp || packet.family == IpFamily::other)
-            return {};
-        const auto device = [](const std::string& name) {
-            const bool plain = shell_word(name) == name;
-            return plain ? '"' + name + '"' : shell_word('"' + name + '"');
-        };
-        command += fmt::format("nft insert rule {} {} {}", to_string(rule.family), shell_word(rule.table),
-                               shell_word(base_chain(rule)));
-        if (entering && packet.in_dev && rule.family != RuleFamily::netdev)
-            command += " iifname " + device(*packet.in_dev);
-        if (leaving && packet.out_dev && rule.family != RuleFamily::netdev)
-            command += " oifname " + device(*packet.out_dev);
-        const std::string_view ip = packet.family == IpFamily::ipv6 ? "ip6" : "ip";
-        return command + fmt::format(" {} {} {} accept", ip, source ? "saddr" : "daddr", cidr);
+void move_to_netns(Fix& fix, const Netns& netns) {
+    if (netns.initial || !is_for_a_netns(fix.action))
+        return;
+    const std::string there =
+        netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
+    for (std::size_t at = 0; at != std::string::npos; at = fix.action.find("; ", at)) {
+        at += at == 0 ? 0 : 2;
+        fix.action.insert(at, there);
+        at += there.size();
     }
-    command += iptables_tool(c);
-    if (rule.table != "filter")
-        command += " -t " + shell_word(rule.table);
-    command += fmt::format(" -I {} 1", shell_word(base_chain(rule)));
-    if (entering && packet.in_dev)
-        command += " -i " + shell_word(*packet.in_dev);
-    if (leaving && packet.out_dev)
-        command += " -o " + shell_word(*packet.out_dev);
-    return command + fmt::format(" {} {} -j ACCEPT", source ? "-s" : "-d", cidr);
+    if (!netns.name)
+        fix.risk += fmt::format("; PID is any process in network namespace {} (lsns -t net)", netns.inode);
 }
 
-// What the accept lets pass.
-std::string allowed(const Context& c) {
-    const std::string cidr = peer_cidr(c);
-    if (cidr.empty())
-        return {};
-    const std::string_view verb = leaves_this_machine(c.drop)         ? "lets out"
-                                  : c.drop.site.hook == Hook::forward ? "lets through"
-                                                                      : "lets in";
-    return fmt::format("{} whatever {} {} this way", verb, peer_is_source(c.drop) ? cidr : "is sent",
-                       peer_is_source(c.drop) ? "sends" : "to " + cidr);
-}
-
-std::string show_command(const Context& c) {
-    if (!c.drop.rule)
-        return {};
-    const Rule& rule = *c.drop.rule;
-    const std::string netns = in_netns(c.drop.netns);
-    const std::string table = shell_word(rule.table), chain = shell_word(rule.chain);
-    if (rule.backend == Backend::nftables)
-        return fmt::format("{}nft -a list chain {} {} {}", netns, to_string(rule.family), table, chain);
-    return fmt::format("{}{} -t {} -L {} -n -v --line-numbers", netns, iptables_tool(c), table, chain);
-}
-
-// ---- placeholders ----
-
-std::string or_empty(const std::optional<std::string>& text) {
-    return text.value_or("");
-}
-
-// In the path of a sysctl a dot separates, so the dot of a VLAN device is written as a slash.
-std::string sysctl_device(const Context& c) {
-    std::string name = or_empty(c.drop.packet.in_dev);
-    std::ranges::replace(name, '.', '/');
-    return name;
-}
-
-struct Placeholder {
-    std::string_view name;
-    std::string (*value)(const Context&);
-    bool ready = false; // a command already: not quoted again within a command
-};
-
-const Placeholder placeholders[] = {
-    {"src", [](const Context& c) { return c.drop.packet.src.text(); }},
-    {"dst", [](const Context& c) { return c.drop.packet.dst.text(); }},
-    {"dst_end", [](const Context& c) { return with_port(c.drop.packet.dst, c.drop.packet.dport); }},
-    {"peer", [](const Context& c) { return peer(c.drop).text(); }},
-    {"peer_cidr", peer_cidr},
-    {"service", [](const Context& c) { return c.service ? std::string(c.service->who) : std::string{}; }},
-    {"evidence", evidence},
-    {"dns", dns_server},
-    {"proto", [](const Context& c) { return proto_name(c.drop.packet.proto); }},
-    {"ethertype", [](const Context& c) { return fmt::format("0x{:04x}", c.drop.packet.ethertype); }},
-    {"length", [](const Context& c) { return std::to_string(c.drop.packet.length); }},
-    {"in_dev", [](const Context& c) { return or_empty(c.drop.packet.in_dev); }},
-    {"out_dev", [](const Context& c) { return or_empty(c.drop.packet.out_dev); }},
-    {"sysctl_dev", sysctl_device},
-    {"chain", [](const Context& c) { return c.drop.rule ? c.drop.rule->chain : std::string{}; }},
-    {"owner", [](const Context& c) { return c.owner ? c.owner->name : std::string{}; }},
-    {"owner_evidence", [](const Context& c) { return c.owner ? c.owner->evidence : std::string{}; }},
-    {"configured_by", [](const Context& c) { return c.owner ? c.owner->configured_by : std::string{}; }, true},
-    {"accept", accept_command, true},
-    {"allowed", allowed},
-    {"show", show_command, true},
-    {"iptables", iptables_tool},
-    {"unknown", [](const Context& c) { return c.drop.site.unknown; }},
-    {"hook_function",
-     [](const Context& c) { return c.drop.site.hook_function ? c.drop.site.hook_function->text() : std::string{}; }},
-    {"program_id",
-     [](const Context& c) {
-         const auto& function = c.drop.site.hook_function;
-         return function && function->program_id ? std::to_string(*function->program_id) : std::string{};
-     }},
-    {"queue",
-     [](const Context& c) {
-         const auto& queue = c.drop.site.queue;
-         return queue && queue->number ? std::to_string(*queue->number) : std::string{};
-     }},
-    {"queue_process",
-     [](const Context& c) {
-         const auto& queue = c.drop.site.queue;
-         return queue && queue->process ? fmt::format("{} (pid {})", queue->process->comm, queue->process->pid)
-                                        : std::string{};
-     }},
-    {"symbol", [](const Context& c) { return std::string(symbol_of(c.drop.site.location)); }},
-};
-
-// The template with its placeholders replaced; nullopt when one of them has no value. Values are not
-// looked at again, so a brace in a chain's name stays what it is.
-std::optional<std::string> fill(std::string_view text, const Context& context, bool is_command) {
-    std::string out;
-    for (;;) {
-        const std::size_t open = text.find('{');
-        out += text.substr(0, open);
-        if (open == std::string_view::npos)
-            return out;
-        const std::size_t close = text.find('}', open);
-        const std::string_view name = text.substr(open + 1, close - open - 1);
-        const auto* found = std::ranges::find(placeholders, name, &Placeholder::name);
-        const std::string value = found == std::end(placeholders) ? std::string{} : found->value(context);
-        if (value.empty())
-            return std::nullopt;
-        out += is_command && !found->ready ? shell_word(value) : value;
-        text.remove_prefix(close + 1);
-    }
-}
-
-std::shared_ptr<const Explanation> compose(std::string id, const std::vector<std::string_view>& sentences,
-                                           const std::vector<FixTemplate>& fixes, const Context& context) {
-    auto out = std::make_shared<Explanation>();
-    out->id = std::move(id);
-    for (const std::string_view sentence : sentences) {
-        const auto filled = fill(sentence, context, false);
-        if (!filled)
+std::vector<Fix> fill_fixes(std::span<const FixTemplate> templates, const Subject& subject) {
+    std::vector<Fix> fixes;
+    for (const FixTemplate& fix : templates) {
+        if (!all_hold(fix.conditions, subject))
             continue;
-        if (!out->summary.empty())
-            out->summary += ' ';
-        out->summary += *filled;
-    }
-    for (const FixTemplate& fix : fixes) {
-        auto action = fill(fix.action, context, true);
-        auto risk = fill(fix.risk, context, false);
+        auto action = fill(fix.action, subject, Use::command);
+        auto risk = fill(fix.risk, subject, Use::sentence);
         if (!action || !risk)
             continue;
-        if (action->starts_with("nsenter -t PID"))
-            *risk +=
-                fmt::format("; PID is any process in network namespace {} (lsns -t net)", context.drop.netns.inode);
-        out->fixes.push_back({std::move(*action), std::move(*risk)});
+        if (const std::string warning = shadow_warning(*action, subject.drop); !warning.empty())
+            *risk += "; " + warning;
+        move_to_netns(fixes.emplace_back(Fix{std::move(*action), std::move(*risk)}), subject.drop.netns);
     }
-    return out->summary.empty() ? nullptr : out;
+    return fixes;
 }
 
-// ---- which line of the tables ----
-
-bool fits(const KnownCause& cause, const Context& c) {
-    const Drop& drop = c.drop;
-    const bool needs_rule = !cause.table.empty() || !cause.chain.empty() || !cause.text.empty();
-    if (cause.kind != drop.site.kind || (cause.hook && cause.hook != drop.site.hook) || (needs_rule && !drop.rule))
-        return false;
-    if (!cause.table.empty() && !matches(cause.table, drop.rule->table))
-        return false;
-    if (!cause.chain.empty() && !matches(cause.chain, drop.rule->chain))
-        return false;
-    const auto& function = drop.site.hook_function;
-    if (!cause.function.empty() && (!function || !matches(cause.function, function->name)))
-        return false;
-    if (cause.queue && (!drop.site.queue || drop.site.queue->fate != *cause.queue))
-        return false;
-    if (!cause.source.empty() && !contains(cause.source, drop.packet.src))
-        return false;
-    if (cause.owned != Owned::either && c.owner.has_value() != (cause.owned == Owned::yes))
-        return false;
-    return std::ranges::all_of(cause.text, [&](std::string_view part) {
-        return drop.rule->text && drop.rule->text->find(part) != std::string::npos;
-    });
+// The name of the first ipset that a rule of iptables asks; empty when there is none.
+std::string_view set_name(const Rule& rule) {
+    constexpr std::string_view option = "--match-set ";
+    const std::size_t at = rule.text ? rule.text->find(option) : std::string::npos;
+    if (at == std::string::npos)
+        return {};
+    const std::string_view rest = std::string_view(*rule.text).substr(at + option.size());
+    return rest.substr(0, rest.find(' '));
 }
 
-// Kernels before 5.17 have no reasons at all.
-std::string_view reason_of(const DropSite& site) {
-    return site.reason.empty() || site.reason == "0" ? "NOT_SPECIFIED" : std::string_view(site.reason);
-}
-
-bool symbol_fits(std::string_view pattern, std::string_view symbol) {
-    return pattern.empty() || (pattern == "*" ? !symbol.empty() : pattern == symbol);
-}
-
-std::string id_of(std::string_view reason) {
-    std::string id = "kernel-";
-    for (const char c : reason)
-        id += c == '_' ? '-' : static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
-    return id;
-}
-
-bool is_evidence(const OwnerPattern& pattern, const Rule& rule) {
-    switch (pattern.evidence) {
-    case Evidence::comment:
+bool is_clue(const OwnerPattern& pattern, const Rule& rule) {
+    switch (pattern.clue) {
+    case Clue::comment:
         return rule.text && rule.text->find(pattern.pattern) != std::string::npos;
-    case Evidence::chain:
+    case Clue::chain:
         return matches(pattern.pattern, rule.chain);
-    case Evidence::table: {
+    case Clue::set:
+        return matches(pattern.pattern, set_name(rule));
+    case Clue::table: {
         const std::size_t space = pattern.pattern.find(' ');
         return matches(pattern.pattern.substr(0, space), to_string(rule.family)) &&
                matches(pattern.pattern.substr(space + 1), rule.table);
@@ -332,44 +96,179 @@ bool is_evidence(const OwnerPattern& pattern, const Rule& rule) {
     return false;
 }
 
+std::string clue_text(Clue clue, const Rule& rule) {
+    switch (clue) {
+    case Clue::comment:
+        return "its comment";
+    case Clue::chain:
+        return "chain " + rule.chain;
+    case Clue::set:
+        return fmt::format("set {}", set_name(rule));
+    case Clue::table:
+        return fmt::format("table {} {}", to_string(rule.family), rule.table);
+    }
+    return {};
+}
+
+// The reasons that the cause asks for; none when it may be another.
+std::span<const std::string_view> exact_reasons(const KnownCause& cause) {
+    const auto asks = std::ranges::find_if(cause.conditions,
+                                           [](const Condition& c) { return c.field == Field::reason && !c.negated; });
+    const bool exact =
+        asks != cause.conditions.end() &&
+        std::ranges::none_of(asks->values, [](std::string_view reason) { return reason.ends_with('*'); });
+    return exact ? asks->values : std::span<const std::string_view>{};
+}
+
+bool may_be(const KnownCause& cause, DropKind kind) {
+    return std::ranges::all_of(cause.conditions, [&](const Condition& c) {
+        return c.field != Field::kind || (std::ranges::find(c.values, to_string(kind)) != c.values.end()) != c.negated;
+    });
+}
+
+// What an entry knows by the name of a table or chain, or by a rule's text, it knows of IP, unless it asks for a
+// family: the legacy tables of ARP and of bridges have tables and chains of the same names.
+bool may_speak_of(const KnownCause& cause, const Drop& drop) {
+    constexpr Field of_ip[] = {Field::table, Field::chain, Field::path, Field::jumps, Field::text};
+    if (!drop.rule || other_legacy_tool(*drop.rule).empty())
+        return true;
+    const auto asks = [&](Field field) {
+        return std::ranges::find(cause.conditions, field, &Condition::field) != cause.conditions.end();
+    };
+    return asks(Field::family) || std::ranges::none_of(of_ip, asks);
+}
+
+// What follows from a rule that nobody saw dropping the packet says so, each sentence for itself.
+void add_doubt(Explanation& explanation, const Drop& drop) {
+    if (!drop.rule || drop.rule->confidence == Confidence::exact)
+        return;
+    const std::string_view what = drop.site.kind == DropKind::policy ? "policy" : "rule";
+    explanation.summary = fmt::format("If it was this {}, which is inferred from its counter and was not seen: {}",
+                                      what, explanation.summary);
+    for (Fix& fix : explanation.fixes)
+        if (!fix.risk.starts_with("none"))
+            fix.risk = fmt::format("helps only if it was this {}; {}", what, fix.risk);
+}
+
 } // namespace
 
+Explainer::Explainer(std::optional<Backend> plain_iptables, std::shared_ptr<const OwnedCatalogue> own)
+    : plain_iptables_(plain_iptables), own_(std::move(own)) {
+    if (own_)
+        catalogues_.push_back(own_->view());
+    catalogues_.push_back(builtin_catalogue());
+    for (const Catalogue& catalogue : catalogues_)
+        for (const Service& service : catalogue.services)
+            if (const auto network = network_of(service.cidr))
+                services_.emplace_back(*network, &service);
+    for (const Catalogue& catalogue : catalogues_)
+        for (const KnownCause& cause : catalogue.causes)
+            add(cause);
+}
+
+void Explainer::add(const KnownCause& cause) {
+    for (const DropKind kind : {DropKind::rule, DropKind::policy, DropKind::hook})
+        if (may_be(cause, kind))
+            causes_[static_cast<std::size_t>(kind)].push_back(&cause);
+    if (!may_be(cause, DropKind::kernel))
+        return;
+    auto& of_any_reason = causes_[static_cast<std::size_t>(DropKind::kernel)];
+    const auto reasons = exact_reasons(cause);
+    for (const std::string_view reason : reasons)
+        by_reason_.try_emplace(reason, of_any_reason).first->second.push_back(&cause);
+    if (!reasons.empty())
+        return;
+    of_any_reason.push_back(&cause);
+    for (auto& [reason, causes] : by_reason_)
+        causes.push_back(&cause);
+}
+
+const std::vector<const KnownCause*>& Explainer::candidates(const DropSite& site) const {
+    if (site.kind == DropKind::kernel)
+        if (const auto found = by_reason_.find(reason_of(site)); found != by_reason_.end())
+            return found->second;
+    return causes_[static_cast<std::size_t>(site.kind)];
+}
+
 std::optional<Owner> Explainer::owner(const Rule& rule) const {
-    const auto found = std::ranges::find_if(owners(), [&](const OwnerPattern& p) { return is_evidence(p, rule); });
-    if (found == owners().end())
-        return std::nullopt;
-    Owner owner{std::string(found->name), {}, std::string(found->configured_by)};
-    switch (found->evidence) {
-    case Evidence::comment:
-        owner.evidence = "its comment";
-        break;
-    case Evidence::chain:
-        owner.evidence = "chain " + rule.chain;
-        break;
-    case Evidence::table:
-        owner.evidence = fmt::format("table {} {}", to_string(rule.family), rule.table);
-        break;
-    }
-    return owner;
+    for (const Catalogue& catalogue : catalogues_)
+        for (const OwnerPattern& pattern : catalogue.owners)
+            if (is_clue(pattern, rule))
+                return Owner{std::string(pattern.name), clue_text(pattern.clue, rule),
+                             std::string(pattern.configured_by)};
+    return std::nullopt;
+}
+
+Subject Explainer::subject_of(const Drop& drop) const {
+    const auto lives_there = [&](const auto& service) { return contains(service.first, peer(drop)); };
+    const auto service = std::ranges::find_if(services_, lives_there);
+    return {drop, drop.owner || !drop.rule ? drop.owner : owner(*drop.rule), plain_iptables_,
+            service == services_.end() ? nullptr : service->second};
+}
+
+const KnownCause* Explainer::cause_of(const Drop& drop) const {
+    return cause_of(subject_of(drop));
+}
+
+const KnownCause* Explainer::cause_of(const Subject& subject) const {
+    const auto& candidates = this->candidates(subject.drop.site);
+    // An entry may need a value that this packet lacks; then a more general one may still do.
+    const auto says_something = [&](const Sentence& sentence) {
+        return all_hold(sentence.conditions, subject) && fill(sentence.text, subject, Use::sentence);
+    };
+    const auto found = std::ranges::find_if(candidates, [&](const KnownCause* cause) {
+        return may_speak_of(*cause, subject.drop) && all_hold(cause->conditions, subject) &&
+               std::ranges::any_of(cause->sentences, says_something);
+    });
+    return found == candidates.end() ? nullptr : *found;
 }
 
 std::shared_ptr<const Explanation> Explainer::explain(const Drop& drop) const {
-    const Context context{drop, drop.owner || !drop.rule ? drop.owner : owner(*drop.rule), plain_iptables_,
-                          service_of(peer(drop))};
-    if (drop.site.kind != DropKind::kernel) {
-        const auto cause = std::ranges::find_if(causes(), [&](const KnownCause& k) { return fits(k, context); });
-        return cause == causes().end() ? nullptr
-                                       : compose(std::string(cause->id), cause->sentences, cause->fixes, context);
-    }
-    const std::string_view reason = reason_of(drop.site), symbol = symbol_of(drop.site.location);
-    for (const KnownReason& known : reasons()) {
-        if (known.reason != reason || !symbol_fits(known.symbol, symbol))
+    const Subject subject = subject_of(drop);
+    const KnownCause* cause = cause_of(subject);
+    if (cause == nullptr)
+        return nullptr;
+    auto out = std::make_shared<Explanation>();
+    out->id = cause->id;
+    add_sentences(out->summary, cause->sentences, subject);
+    for (const Catalogue& catalogue : catalogues_)
+        add_sentences(out->summary, catalogue.notes, subject);
+    out->fixes = fill_fixes(cause->fixes, subject);
+    out->reference = cause->reference;
+    add_doubt(*out, drop);
+    return out;
+}
+
+std::set<std::string> Explainer::wanted_sysctls(const Drop& drop) const {
+    const Subject subject = subject_of(drop);
+    std::set<std::string> names;
+    // Whatever can be told without asking holds, or may hold for another packet that the answer is for, too.
+    const auto possible = [&](std::span<const Condition> conditions) {
+        return std::ranges::all_of(conditions, [&](const Condition& c) {
+            return is_evidence(c.field) || is_of_one_packet(c.field) || holds(c, subject);
+        });
+    };
+    const auto ask = [&](std::span<const Condition> conditions) {
+        if (!possible(conditions))
+            return;
+        for (const Condition& condition : conditions)
+            if (condition.field == Field::sysctl)
+                if (std::string name = sysctl_name(condition.argument, drop); !name.empty())
+                    names.insert(std::move(name));
+    };
+    for (const KnownCause* cause : candidates(drop.site)) {
+        if (!may_speak_of(*cause, drop) || !possible(cause->conditions))
             continue;
-        // A line may need a value that this packet lacks; then a more general one may still do.
-        if (auto explanation = compose(id_of(reason), known.sentences, known.fixes, context))
-            return explanation;
+        ask(cause->conditions);
+        for (const Sentence& sentence : cause->sentences)
+            ask(sentence.conditions);
+        for (const FixTemplate& fix : cause->fixes)
+            ask(fix.conditions);
     }
-    return nullptr;
+    for (const Catalogue& catalogue : catalogues_)
+        for (const Sentence& note : catalogue.notes)
+            ask(note.conditions);
+    return names;
 }
 
 bool Explainer::is_noise(const Drop& drop) const {
@@ -377,7 +276,7 @@ bool Explainer::is_noise(const Drop& drop) const {
         return false;
     const std::string_view reason = reason_of(drop.site), symbol = symbol_of(drop.site.location);
     return std::ranges::any_of(noise(), [&](const Noise& n) {
-        return n.reason == reason && symbol_fits(n.symbol, symbol) &&
+        return n.reason == reason && (n.symbol.empty() || n.symbol == symbol) &&
                (n.icmp_type == Noise::any_icmp_type || drop.packet.icmp_type == n.icmp_type);
     });
 }

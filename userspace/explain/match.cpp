@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <arpa/inet.h>
-#include <array>
 #include <cctype>
 #include <charconv>
+#include <optional>
 
 namespace tsdroptrace::explain {
 
@@ -15,24 +15,51 @@ bool matches(std::string_view pattern, std::string_view name) {
     return pattern == name;
 }
 
-bool contains(std::string_view cidr, const Address& address) {
+bool has_pieces(std::string_view pattern, std::string_view text) {
+    for (;;) {
+        const std::size_t star = pattern.find('*');
+        const std::string_view piece = pattern.substr(0, star);
+        const std::size_t at = text.find(piece);
+        if (at == std::string_view::npos)
+            return false;
+        if (star == std::string_view::npos)
+            return true;
+        text.remove_prefix(at + piece.size());
+        pattern.remove_prefix(star + 1);
+    }
+}
+
+std::optional<Network> network_of(std::string_view cidr) {
     const bool ipv6 = cidr.find(':') != std::string_view::npos;
-    if (address.family != (ipv6 ? IpFamily::ipv6 : IpFamily::ipv4))
-        return false;
     const std::size_t slash = cidr.find('/');
     if (slash == std::string_view::npos)
+        return std::nullopt;
+    Network network{ipv6 ? IpFamily::ipv6 : IpFamily::ipv4, {}, 0};
+    const auto [end, error] = std::from_chars(cidr.data() + slash + 1, cidr.data() + cidr.size(), network.bits);
+    if (error != std::errc{} || end != cidr.data() + cidr.size() || network.bits > (ipv6 ? 128U : 32U) ||
+        inet_pton(ipv6 ? AF_INET6 : AF_INET, std::string(cidr.substr(0, slash)).c_str(), network.bytes.data()) != 1)
+        return std::nullopt;
+    return network;
+}
+
+bool is_cidr(std::string_view text) {
+    return network_of(text).has_value();
+}
+
+bool contains(const Network& network, const Address& address) {
+    if (network.family != address.family)
         return false;
-    unsigned bits = 0;
-    std::from_chars(cidr.data() + slash + 1, cidr.data() + cidr.size(), bits);
-    std::array<std::uint8_t, 16> network{};
-    if (inet_pton(ipv6 ? AF_INET6 : AF_INET, std::string(cidr.substr(0, slash)).c_str(), network.data()) != 1 ||
-        bits > (ipv6 ? 128U : 32U))
+    const std::size_t whole = network.bits / 8;
+    if (!std::equal(network.bytes.begin(), network.bytes.begin() + static_cast<std::ptrdiff_t>(whole),
+                    address.bytes.begin()))
         return false;
-    const std::size_t whole = bits / 8;
-    if (!std::equal(network.begin(), network.begin() + static_cast<std::ptrdiff_t>(whole), address.bytes.begin()))
-        return false;
-    const unsigned rest = bits % 8;
-    return rest == 0 || ((network[whole] ^ address.bytes[whole]) >> (8 - rest)) == 0;
+    const unsigned rest = network.bits % 8;
+    return rest == 0 || ((network.bytes[whole] ^ address.bytes[whole]) >> (8 - rest)) == 0;
+}
+
+bool contains(std::string_view cidr, const Address& address) {
+    const auto network = network_of(cidr);
+    return network && contains(*network, address);
 }
 
 std::string_view symbol_of(std::string_view location) {
@@ -40,6 +67,10 @@ std::string_view symbol_of(std::string_view location) {
     location = location.substr(0, location.find('.'));
     const bool is_name = !location.empty() && std::isdigit(static_cast<unsigned char>(location.front())) == 0;
     return is_name ? location : std::string_view{};
+}
+
+std::string_view reason_of(const DropSite& site) {
+    return site.reason.empty() || site.reason == "0" ? "NOT_SPECIFIED" : std::string_view(site.reason);
 }
 
 } // namespace tsdroptrace::explain

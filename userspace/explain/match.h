@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// How the tables' patterns are matched.
+// How the catalogue's patterns are matched.
 #pragma once
 
+#include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -12,11 +14,29 @@ namespace tsdroptrace::explain {
 // Exact, or a beginning when the pattern ends in *.
 bool matches(std::string_view pattern, std::string_view name);
 
-// Whether a CIDR of the tables ("100.64.0.0/10") holds the address. False for another family.
+// Whether the pieces between the pattern's stars stand in the text, one after the other, with anything around them.
+bool has_pieces(std::string_view pattern, std::string_view text);
+
+struct Network {
+    IpFamily family = IpFamily::other;
+    std::array<std::uint8_t, 16> bytes{};
+    unsigned bits = 0;
+};
+
+// Of "100.64.0.0/10", "fd7a:115c:a1e0::/48".
+std::optional<Network> network_of(std::string_view cidr);
+bool contains(const Network&, const Address&);
+
+bool is_cidr(std::string_view text);
+
+// Whether a CIDR of the catalogue ("100.64.0.0/10") holds the address. False for another family.
 bool contains(std::string_view cidr, const Address& address);
 
 // The function of a kernel location: "ip_rcv_finish_core.isra.0+0x12/0x340 [mod]" is "ip_rcv_finish_core",
 // because compilers append what they did to a function. Empty for an empty or purely numeric location.
 std::string_view symbol_of(std::string_view location);
+
+// Kernels before 5.17 have no reasons at all: NOT_SPECIFIED there.
+std::string_view reason_of(const DropSite&);
 
 } // namespace tsdroptrace::explain

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "explain/tables.h"
+#include "explain/noise.h"
 
 namespace tsdroptrace::explain {
 

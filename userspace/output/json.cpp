@@ -132,8 +132,33 @@ json to_json(const Rule* rule, const std::optional<Owner>& owner) {
             {"path", std::move(path)},
             {"verdict", rule->verdict},
             {"confidence", to_string(rule->confidence)},
+            {"evidence", rule->evidence.empty() ? json(nullptr) : json(rule->evidence)},
             {"stale", rule->stale},
             {"owner", owner ? json(owner->name) : json(nullptr)}};
+}
+
+json to_json(const Route& route) {
+    return {{"type", route.type},
+            {"dev", or_null(route.dev)},
+            {"gateway", route.gateway ? json(route.gateway->text()) : json(nullptr)},
+            {"table", route.table != 0 ? json(route.table) : json(nullptr)},
+            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)}};
+}
+
+json to_json(const Evidence* evidence) {
+    if (evidence == nullptr)
+        return nullptr;
+    json socket = nullptr;
+    if (evidence->socket_waits)
+        socket = {{"waits", *evidence->socket_waits},
+                  {"process", evidence->waiting ? to_json(*evidence->waiting) : json(nullptr)}};
+    json sysctls = json::object();
+    for (const auto& [name, value] : evidence->sysctls)
+        sysctls[name] = value;
+    return {{"route", evidence->route ? to_json(*evidence->route) : json(nullptr)},
+            {"tailnet_peer", or_null(evidence->tailnet_peer)},
+            {"socket", std::move(socket)},
+            {"sysctls", std::move(sysctls)}};
 }
 
 json to_json(const Explanation* explanation) {
@@ -142,7 +167,10 @@ json to_json(const Explanation* explanation) {
     json fixes = json::array();
     for (const Fix& fix : explanation->fixes)
         fixes.push_back({{"do", fix.action}, {"risk", fix.risk}});
-    return {{"id", explanation->id}, {"summary", explanation->summary}, {"fixes", std::move(fixes)}};
+    return {{"id", explanation->id},
+            {"summary", explanation->summary},
+            {"fixes", std::move(fixes)},
+            {"reference", explanation->reference.empty() ? json(nullptr) : json(explanation->reference)}};
 }
 
 json to_json(const Cause& cause) {
@@ -176,6 +204,14 @@ json to_json(const std::map<std::string, std::uint64_t>& counts) {
     for (const auto& [name, count] : counts)
         out[name] = number(count);
     return out;
+}
+
+json to_json(const SeenWay& way) {
+    const auto time = [](std::optional<std::int64_t> ns) { return ns ? json(rfc3339_utc(*ns)) : json(nullptr); };
+    return {{"packets", number(way.packets)},
+            {"by_dev", to_json(way.by_dev)},
+            {"first", time(way.first_ns)},
+            {"last", time(way.last_ns)}};
 }
 
 json to_json(const Capability& capability) {
@@ -231,6 +267,7 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["drop"] = to_json(drop.site);
     line["rule"] = to_json(drop.rule.get(), drop.owner);
     line["process"] = drop.process ? to_json(*drop.process) : json(nullptr);
+    line["evidence"] = to_json(drop.evidence.get());
     line["explanation"] = to_json(drop.explanation.get());
     return finish(line);
 }
@@ -266,6 +303,38 @@ std::string json_line(const RulesetChange& change, const std::string& host) {
     return finish(line);
 }
 
+std::string json_line(const Stopped& stopped, const std::string& host) {
+    const Drop& drop = stopped.cause.example;
+    json line = line_head("stopped", stopped.time_ns, host);
+    line["netns"] = to_json(drop.netns);
+    line["drop"] = {
+        {"kind", to_string(drop.site.kind)}, {"reason", drop.site.reason}, {"hook", name_or_null(drop.site.hook)}};
+    line["rule"] = to_json(drop.rule.get(), drop.owner);
+    line["packets"] = number(stopped.cause.packets);
+    line["first"] = rfc3339_utc(stopped.cause.first_ns);
+    line["last"] = rfc3339_utc(stopped.cause.last_ns);
+    json chain = nullptr;
+    if (stopped.chain)
+        chain = {{"family", to_string(stopped.chain->family)},
+                 {"table", stopped.chain->table},
+                 {"chain", stopped.chain->name}};
+    const Changer* by = stopped.change.by();
+    line["change"] = {{"time", rfc3339_utc(stopped.change.time_ns)},
+                      {"backend", to_string(stopped.change.backend)},
+                      {"generation", stopped.change.generation},
+                      {"by", by ? to_json(by->process) : json(nullptr)},
+                      {"chain", std::move(chain)},
+                      {"changes", number(stopped.changes)},
+                      {"confidence", to_string(Confidence::inferred)}};
+    const auto way = [](const SeenWay& since) {
+        return json{{"packets", number(since.packets)}, {"by_dev", to_json(since.by_dev)}};
+    };
+    line["seen"] = {{"since", rfc3339_utc(stopped.seen_since_ns)},
+                    {"sent", way(stopped.seen.sent)},
+                    {"received", way(stopped.seen.received)}};
+    return finish(line);
+}
+
 std::string json_line(const Summary& summary, const std::string& host) {
     json line = line_head("summary", summary.until_ns, host);
     line["final"] = summary.final;
@@ -274,9 +343,19 @@ std::string json_line(const Summary& summary, const std::string& host) {
     line["causes"] = json::array();
     for (const Cause& cause : summary.causes)
         line["causes"].push_back(to_json(cause));
-    line["seen"] = nullptr; // packets that pass are not counted
+    line["seen"] = nullptr;
+    if (const auto& seen = summary.seen)
+        line["seen"] = {{"sent", to_json(seen->sent)}, {"received", to_json(seen->received)}};
     line["lost"] = to_json(summary.lost);
     line["hidden"] = to_json(summary.hidden);
+    return finish(line);
+}
+
+std::string json_line(const CheckVerdict& verdict, const std::string& host, std::int64_t time_ns) {
+    json line = line_head("check", time_ns, host);
+    line["target"] = verdict.target;
+    line["verdict"] = to_string(verdict.reached);
+    line["text"] = verdict.text;
     return finish(line);
 }
 
@@ -297,6 +376,14 @@ Status JsonOutput::lost(const Lost& lost) {
 
 Status JsonOutput::ruleset(const RulesetChange& change) {
     return write(json_line(change, host_));
+}
+
+Status JsonOutput::stopped(const Stopped& stopped) {
+    return write(json_line(stopped, host_));
+}
+
+Status JsonOutput::check(const CheckVerdict& verdict, std::int64_t time_ns) {
+    return write(json_line(verdict, host_, time_ns));
 }
 
 Status JsonOutput::summary(const Summary& summary) {

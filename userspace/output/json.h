@@ -17,7 +17,9 @@ std::string json_line(const Start& start);
 std::string json_line(const Drop& drop, const std::string& host);
 std::string json_line(const Lost& lost, const std::string& host, std::int64_t time_ns);
 std::string json_line(const RulesetChange& change, const std::string& host);
+std::string json_line(const Stopped& stopped, const std::string& host);
 std::string json_line(const Summary& summary, const std::string& host);
+std::string json_line(const CheckVerdict& verdict, const std::string& host, std::int64_t time_ns);
 
 class JsonOutput : public Output {
 public:
@@ -30,6 +32,8 @@ public:
     Status drop(const Drop& drop, bool new_cause) override;
     Status lost(const Lost& lost) override;
     Status ruleset(const RulesetChange& change) override;
+    Status stopped(const Stopped& stopped) override;
+    Status check(const CheckVerdict& verdict, std::int64_t time_ns) override;
     Status summary(const Summary& summary) override;
     Status progress(const Summary&) override { return Ok{}; }
 

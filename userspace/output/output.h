@@ -20,6 +20,8 @@ public:
     virtual Status drop(const Drop& drop, bool new_cause) = 0; // new_cause: Aggregator::first_of_cause said so
     virtual Status lost(const Lost& lost) = 0;
     virtual Status ruleset(const RulesetChange& change) = 0;
+    virtual Status stopped(const Stopped& stopped) = 0;
+    virtual Status check(const CheckVerdict& verdict, std::int64_t time_ns) = 0; // before the last summary
     virtual Status summary(const Summary& summary) = 0;
     virtual Status progress(const Summary& summary) = 0; // may be called often; outputs without a live view ignore it
 };

@@ -13,6 +13,8 @@ std::string schema() {
     { "$ref": "#/$defs/drop" },
     { "$ref": "#/$defs/lost" },
     { "$ref": "#/$defs/ruleset" },
+    { "$ref": "#/$defs/stopped" },
+    { "$ref": "#/$defs/check" },
     { "$ref": "#/$defs/summary" }
   ],
   "$defs": {
@@ -181,7 +183,10 @@ std::string schema() {
             "owner"
           ],
           "properties": {
-            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "backend": {
+              "description": "iptables-legacy: with family arp it is arptables-legacy, with bridge ebtables-legacy",
+              "enum": ["iptables-legacy", "iptables-nft", "nftables"]
+            },
             "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
             "table": { "type": "string" },
             "chain": { "type": "string" },
@@ -191,6 +196,10 @@ std::string schema() {
             "path": { "type": "array", "items": { "$ref": "#/$defs/step" } },
             "verdict": { "type": "string" },
             "confidence": { "enum": ["exact", "inferred"] },
+            "evidence": {
+              "description": "what it is inferred from; null where it is exact",
+              "$ref": "#/$defs/text_or_null"
+            },
             "stale": { "description": "the ruleset changed before its text was looked up", "type": "boolean" },
             "owner": { "$ref": "#/$defs/text_or_null" }
           }
@@ -210,15 +219,77 @@ std::string schema() {
         }
       ]
     },
+    "route_or_null": {
+      "description": "how a packet to the far end leaves this machine, as the kernel said shortly after the drop",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["type", "dev", "gateway", "table", "matched"],
+          "properties": {
+            "type": {
+              "description": "none: no route leads there, or an ip rule of type unreachable says so",
+              "enum": [
+                "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
+                "throw", "nat", "xresolve", "none"
+              ]
+            },
+            "dev": { "$ref": "#/$defs/text_or_null" },
+            "gateway": { "description": "an IP address; null: on the link itself", "$ref": "#/$defs/text_or_null" },
+            "table": { "description": "the routing table: 254 is main, 255 local", "$ref": "#/$defs/u32_or_null" },
+            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" }
+          }
+        }
+      ]
+    },
+    "evidence_or_null": {
+      "description": "what this machine itself says, asked once for each cause, far end and flow; null: nothing was asked. Each part is null where it does not apply or could not be had",
+      "oneOf": [
+        { "type": "null" },
+        {
+          "type": "object",
+          "required": ["route", "tailnet_peer", "socket", "sysctls"],
+          "properties": {
+            "route": { "$ref": "#/$defs/route_or_null" },
+            "tailnet_peer": {
+              "description": "the far end has a route of its own in table 52, Tailscale's",
+              "type": ["boolean", "null"]
+            },
+            "socket": {
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "object",
+                  "required": ["waits", "process"],
+                  "properties": {
+                    "waits": {
+                      "description": "a socket of this machine would take the packet, by its addresses and ports",
+                      "type": "boolean"
+                    },
+                    "process": { "description": "one that holds that socket", "$ref": "#/$defs/process_or_null" }
+                  }
+                }
+              ]
+            },
+            "sysctls": {
+              "description": "settings that explanations look at, by name, as far as they could be read",
+              "type": "object",
+              "additionalProperties": { "type": "string" }
+            }
+          }
+        }
+      ]
+    },
     "explanation_or_null": {
       "oneOf": [
         { "type": "null" },
         {
           "type": "object",
-          "required": ["id", "summary", "fixes"],
+          "required": ["id", "summary", "fixes", "reference"],
           "properties": {
             "id": { "type": "string" },
             "summary": { "type": "string" },
+            "reference": { "$ref": "#/$defs/text_or_null" },
             "fixes": {
               "description": "best first",
               "type": "array",
@@ -245,6 +316,16 @@ std::string schema() {
         "dst": { "type": "string" },
         "dport": { "$ref": "#/$defs/u16" },
         "packets": { "$ref": "#/$defs/count" }
+      }
+    },
+    "seen": {
+      "type": "object",
+      "required": ["packets", "by_dev", "first", "last"],
+      "properties": {
+        "packets": { "$ref": "#/$defs/count" },
+        "by_dev": { "$ref": "#/$defs/counts" },
+        "first": { "oneOf": [{ "$ref": "#/$defs/time" }, { "type": "null" }] },
+        "last": { "oneOf": [{ "$ref": "#/$defs/time" }, { "type": "null" }] }
       }
     },
     "cause": {
@@ -305,7 +386,7 @@ std::string schema() {
       "type": "object",
       "required": [
         "schema_version", "type", "time", "host", "mono_ns", "cpu", "netns", "packet", "drop", "rule", "process",
-        "explanation"
+        "evidence", "explanation"
       ],
       "properties": {
         "schema_version": { "const": 1 },
@@ -319,6 +400,7 @@ std::string schema() {
         "drop": { "$ref": "#/$defs/site" },
         "rule": { "$ref": "#/$defs/rule_or_null" },
         "process": { "$ref": "#/$defs/process_or_null" },
+        "evidence": { "$ref": "#/$defs/evidence_or_null" },
         "explanation": { "$ref": "#/$defs/explanation_or_null" }
       }
     },
@@ -395,6 +477,93 @@ std::string schema() {
         "unknown": { "description": "why drops is null", "$ref": "#/$defs/text_or_null" }
       }
     },
+    "seen_since": {
+      "type": "object",
+      "required": ["packets", "by_dev"],
+      "properties": { "packets": { "$ref": "#/$defs/count" }, "by_dev": { "$ref": "#/$defs/counts" } }
+    },
+    "stopped": {
+      "description": "a rule or a policy that dropped has dropped nothing since a change of the ruleset, though packets of the filter came",
+      "type": "object",
+      "required": [
+        "schema_version", "type", "time", "host", "netns", "drop", "rule", "packets", "first", "last", "change", "seen"
+      ],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "stopped" },
+        "time": { "description": "when it was known", "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "netns": { "$ref": "#/$defs/netns" },
+        "drop": {
+          "type": "object",
+          "required": ["kind", "reason", "hook"],
+          "properties": {
+            "kind": { "enum": ["rule", "policy"] },
+            "reason": { "type": "string" },
+            "hook": { "$ref": "#/$defs/hook" }
+          }
+        },
+        "rule": { "$ref": "#/$defs/rule_or_null" },
+        "packets": { "description": "that it dropped before", "$ref": "#/$defs/count" },
+        "first": { "$ref": "#/$defs/time" },
+        "last": { "description": "the last drop: it stopped then", "$ref": "#/$defs/time" },
+        "change": {
+          "description": "the first change of rules that the packets may meet on their way to the rule, since the last drop",
+          "type": "object",
+          "required": ["time", "backend", "generation", "by", "chain", "changes", "confidence"],
+          "properties": {
+            "time": { "description": "as in its ruleset line", "$ref": "#/$defs/time" },
+            "backend": { "enum": ["iptables-legacy", "iptables-nft", "nftables"] },
+            "generation": { "$ref": "#/$defs/u32" },
+            "by": { "description": "null: several may have changed it", "$ref": "#/$defs/process_or_null" },
+            "chain": {
+              "description": "base chain by which the packets meet what differs; null: that is not known",
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "object",
+                  "required": ["family", "table", "chain"],
+                  "properties": {
+                    "family": { "enum": ["ip", "ip6", "inet", "arp", "bridge", "netdev"] },
+                    "table": { "type": "string" },
+                    "chain": { "type": "string" }
+                  }
+                }
+              ]
+            },
+            "changes": { "description": "of such rules since the last drop", "$ref": "#/$defs/count" },
+            "confidence": {
+              "description": "that this change did it is inferred from the times",
+              "enum": ["exact", "inferred"]
+            }
+          }
+        },
+        "seen": {
+          "description": "packets of the filter since shortly after the change, dropped later or not",
+          "type": "object",
+          "required": ["since", "sent", "received"],
+          "properties": {
+            "since": { "$ref": "#/$defs/time" },
+            "sent": { "$ref": "#/$defs/seen_since" },
+            "received": { "$ref": "#/$defs/seen_since" }
+          }
+        }
+      }
+    },
+    "check": {
+      "description": "what tsdroptrace check has found out, before the last summary",
+      "type": "object",
+      "required": ["schema_version", "type", "time", "host", "target", "verdict", "text"],
+      "properties": {
+        "schema_version": { "const": 1 },
+        "type": { "const": "check" },
+        "time": { "$ref": "#/$defs/time" },
+        "host": { "type": "string" },
+        "target": { "type": "string" },
+        "verdict": { "enum": ["reachable", "dropped_here", "lost_elsewhere"] },
+        "text": { "description": "a sentence", "type": "string" }
+      }
+    },
     "summary": {
       "type": "object",
       "required": [
@@ -409,7 +578,20 @@ std::string schema() {
         "since": { "$ref": "#/$defs/time" },
         "until": { "$ref": "#/$defs/time" },
         "causes": { "description": "most packets first", "type": "array", "items": { "$ref": "#/$defs/cause" } },
-        "seen": { "description": "null: the packets that pass were not counted", "type": ["object", "null"] },
+        "seen": {
+          "description": "packets of the filter in this network namespace (or those of --netns), dropped later or not; null: they were not counted",
+          "oneOf": [
+            { "type": "null" },
+            {
+              "type": "object",
+              "required": ["sent", "received"],
+              "properties": {
+                "sent": { "description": "toward the range, handed to the driver of a device", "$ref": "#/$defs/seen" },
+                "received": { "description": "from the range, come in by a device", "$ref": "#/$defs/seen" }
+              }
+            }
+          ]
+        },
         "lost": { "$ref": "#/$defs/counts" },
         "hidden": { "$ref": "#/$defs/counts" }
       }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kprobe_limits.h"
 #include "util/text.h"
 
 namespace tsdroptrace::output {
@@ -118,13 +119,23 @@ std::string reason_name(const DropSite& site) {
     return site.reason.empty() ? "no reason given" : printable(site.reason);
 }
 
+bool is_inferred(const Drop& drop) {
+    return drop.rule && drop.rule->confidence == Confidence::inferred;
+}
+
+// "ts-input rule 3", "the policy of INPUT"; for a drop that has a rule.
+std::string rule_name(const Drop& drop) {
+    const Rule& rule = *drop.rule;
+    return (drop.site.kind == DropKind::policy ? "the policy of " + printable(rule.chain)
+                                               : describe({rule.chain, rule.number, rule.handle}, rule.backend)) +
+           (is_inferred(drop) ? " (inferred)" : "");
+}
+
 // One cause in a few words, for a line of counts: "by ts-input rule 3".
 std::string cause_name(const Drop& drop) {
     const Rule* rule = drop.rule.get();
-    if (drop.site.kind == DropKind::rule && rule != nullptr)
-        return "by " + describe({rule->chain, rule->number, rule->handle}, rule->backend);
-    if (drop.site.kind == DropKind::policy && rule != nullptr)
-        return fmt::format("by the policy of {}", printable(rule->chain));
+    if ((drop.site.kind == DropKind::rule || drop.site.kind == DropKind::policy) && rule != nullptr)
+        return "by " + rule_name(drop);
     if (drop.site.hook_function)
         return "by " + printable(drop.site.hook_function->text());
     if (drop.site.queue && drop.site.queue->number)
@@ -136,7 +147,7 @@ std::string cause_name(const Drop& drop) {
 }
 
 std::string_view verb(const Drop& drop) {
-    return drop.rule && drop.rule->verdict == "reject" ? "REJECTED" : "DROPPED";
+    return drop.rule && drop.rule->verdict == "reject" && !is_inferred(drop) ? "REJECTED" : "DROPPED";
 }
 
 std::string netns_name(const Netns& netns) {
@@ -152,7 +163,18 @@ std::string table_name(const Rule& rule) {
 
 std::string tool_name(const Rule& rule) {
     const std::string name(to_string(rule.backend));
-    return rule.backend != Backend::nftables && rule.family == RuleFamily::ip6 ? "ip6" + name.substr(2) : name;
+    if (rule.backend == Backend::nftables)
+        return name;
+    switch (rule.family) {
+    case RuleFamily::ip6:
+        return "ip6" + name.substr(2);
+    case RuleFamily::arp:
+        return "arp" + name.substr(2);
+    case RuleFamily::bridge:
+        return "eb" + name.substr(2);
+    default:
+        return name;
+    }
 }
 
 std::string where(const Drop& drop) {
@@ -185,13 +207,19 @@ std::string rule_line(const Drop& drop) {
         return "not known: " + (drop.site.unknown.empty() ? "nothing says which" : printable(drop.site.unknown));
     if (!drop.rule)
         return drop.site.kind == DropKind::kernel ? "" : "not known: its ruleset could not be read";
+    const std::string& evidence = drop.rule->evidence;
+    const std::string inferred = is_inferred(drop) ? fmt::format(" (inferred from its counter, not seen{}{})",
+                                                                 evidence.empty() ? "" : ": ", printable(evidence))
+                                                   : std::string{};
     if (drop.site.kind == DropKind::policy)
-        return fmt::format("none took the packet; the policy of {} is {}", printable(drop.rule->chain),
-                           printable(drop.rule->verdict));
+        return fmt::format("none took the packet; the policy of {} is {}{}", printable(drop.rule->chain),
+                           printable(drop.rule->verdict), inferred);
     if (drop.rule->text && drop.rule->stale)
-        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)";
+        return printable(*drop.rule->text) + " (as the packet met it; the ruleset has changed since)" + inferred;
     if (drop.rule->text)
-        return printable(*drop.rule->text);
+        return printable(*drop.rule->text) + inferred;
+    if (!inferred.empty())
+        return "its text could not be read" + inferred;
     return drop.rule->stale ? "not known: the ruleset changed before its text could be read"
                             : "not known: its text could not be read";
 }
@@ -201,6 +229,32 @@ std::string owner_line(const Owner& owner) {
     if (!owner.configured_by.empty())
         out += "; configured by: " + printable(owner.configured_by);
     return out;
+}
+
+std::string routing_table(std::uint32_t number) {
+    constexpr std::array<std::pair<std::uint32_t, std::string_view>, 3> names{
+        {{253, "default"}, {254, "main"}, {255, "local"}}};
+    const auto named = std::ranges::find(names, number, &std::pair<std::uint32_t, std::string_view>::first);
+    return named != names.end() ? std::string(named->second) : std::to_string(number);
+}
+
+// "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known, or the explanation tells it.
+std::string route_line(const Drop& drop) {
+    if (!drop.evidence || !drop.evidence->route)
+        return {};
+    const std::string far = peer(drop).text();
+    if (drop.explanation && drop.explanation->summary.find("The route to " + far) != std::string::npos)
+        return {};
+    const Route& route = *drop.evidence->route;
+    const std::string to = fmt::format("to {}: ", far);
+    if (route.type == "none")
+        return to + "none, or an ip rule that says unreachable";
+    std::string out = route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
+    if (route.gateway)
+        out += " via " + route.gateway->text();
+    if (route.table != 0)
+        out += fmt::format(" (table {})", routing_table(route.table));
+    return to + out;
 }
 
 std::string process_name(const Process& process) {
@@ -241,7 +295,10 @@ ChangeLine change_line(char sign, const ChangedRule& changed) {
     std::string out = rule.backend == Backend::nftables
                           ? fmt::format("{} {} ", to_string(rule.family), printable(rule.table))
                           : fmt::format("{}{}", rule.table == "filter" ? "" : printable(rule.table) + " ",
-                                        rule.family == RuleFamily::ip6 ? "IPv6 " : "");
+                                        rule.family == RuleFamily::ip6      ? "IPv6 "
+                                        : rule.family == RuleFamily::arp    ? "ARP "
+                                        : rule.family == RuleFamily::bridge ? "bridge "
+                                                                            : "");
     if (!rule.number)
         return {sign, fmt::format("{}{} policy {}", out, printable(rule.chain), printable(rule.verdict))};
     out += fmt::format("{} rule {}", printable(rule.chain), *rule.number);
@@ -296,7 +353,8 @@ void entry(Page& page, const Drop& drop) {
     if (drop.site.queue && drop.rule)
         page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
-        page.field("owner", owner_line(*drop.owner));
+        page.field("owner", owner_line(*drop.owner) + (is_inferred(drop) ? " (of the inferred rule)" : ""));
+    page.field("route", route_line(drop));
     if (!drop.netns.initial)
         page.field("netns", netns_name(drop.netns));
     if (drop.process)
@@ -311,6 +369,8 @@ void entry(Page& page, const Drop& drop) {
             page.whole(label + fmt::format("{:<3}", ++n), paint(printable(fix.action), Paint::strong, page.color()));
             page.paragraph("", "risk: " + printable(fix.risk), label_width + 3);
         }
+        if (!drop.explanation->reference.empty())
+            page.whole(paint("  see     ", Paint::label, page.color()), printable(drop.explanation->reference));
     }
     page.blank();
 }
@@ -329,7 +389,7 @@ struct LostWords {
     std::string_view where, text; // "37 " + text
 };
 
-constexpr std::array<LostWords, 8> lost_words{{
+constexpr std::array<LostWords, 9> lost_words{{
     {"ring", "drops were counted but not shown: the ring buffer was full"},
     {"unread", "drops were counted but not shown: tracing ended before they were read"},
     {"recursion", "times a packet was freed while this program was at work on the same CPU: not counted"},
@@ -337,6 +397,7 @@ constexpr std::array<LostWords, 8> lost_words{{
     {"resolver", "drops were shown without their rule: the look-up was too slow"},
     {"file", "JSON lines could not be written"},
     {"causes", "drops are in no count: the kernel's table of causes was full"},
+    {"seen", "packets that passed are in no count: they passed too many devices"},
     {"flows", "drops were counted without their flow: the kernel's table of flows was full"},
 }};
 
@@ -379,7 +440,7 @@ void cause_lines(Page& page, const Cause& cause) {
     else if (!drop.site.location.empty())
         text += " at " + printable(drop.site.location);
     if (drop.owner)
-        text += ", " + printable(drop.owner->name);
+        text += fmt::format(", {}{}", is_inferred(drop) ? "if so " : "", printable(drop.owner->name));
     if (!drop.netns.initial && cause.id != 0)
         text += ", netns " + netns_name(drop.netns);
     const std::string head = fmt::format("{:>6}  ", cause.packets);
@@ -401,6 +462,92 @@ void cause_lines(Page& page, const Cause& cause) {
         page.paragraph("", fmt::format("{} in other flows", rest), head.size());
 }
 
+// "eth0", or "eth0 (10) and wlan0 (2)"
+std::string devices(const SeenWay& way) {
+    std::vector<std::pair<std::string, std::uint64_t>> all(way.by_dev.begin(), way.by_dev.end());
+    std::ranges::stable_sort(all, std::ranges::greater{}, [](const auto& one) { return one.second; });
+    constexpr std::size_t shown = 3;
+    std::string out;
+    for (std::size_t i = 0; i < std::min(all.size(), shown); ++i) {
+        out += i == 0 ? "" : i + 1 == all.size() ? " and " : ", ";
+        out += printable(all[i].first);
+        if (all.size() > 1)
+            out += fmt::format(" ({})", all[i].second);
+    }
+    return all.size() > shown ? out + fmt::format(" and {} more devices", all.size() - shown) : out;
+}
+
+// How many of the packets that came from the range were dropped on their way in; nothing where causes hold packets both
+// ways, or such as were dropped on their way out.
+std::optional<std::uint64_t> dropped_on_the_way_in(const Summary& summary) {
+    std::uint64_t packets = 0;
+    for (const Cause& cause : summary.causes) {
+        const auto& hook = cause.example.site.hook;
+        const bool in = cause.example.packet.received &&
+                        (!hook || *hook == Hook::ingress || *hook == Hook::prerouting || *hook == Hook::input);
+        if (!in || cause.example.packet.direction != Direction::from || !cause.example.netns.initial)
+            return std::nullopt;
+        packets += cause.packets;
+    }
+    return packets;
+}
+
+// Where the packets got to: what left, what came in, and what became of that.
+std::string seen_sentence(const Summary& summary) {
+    const SeenWay &sent = summary.seen->sent, &received = summary.seen->received;
+    std::string out = sent.packets
+                          ? fmt::format("{} to there left by {}", counted(sent.packets, "packet"), devices(sent))
+                          : "no packet to there left this machine";
+    if (received.packets) {
+        out += fmt::format("; {} from there arrived on {}", counted(received.packets, "packet"), devices(received));
+        const auto dropped = dropped_on_the_way_in(summary);
+        if (summary.causes.empty())
+            out += ", and none was dropped here";
+        else if (dropped && *dropped >= received.packets)
+            out += received.packets == 1 ? ", and it was dropped here" : ", and all of them were dropped here";
+        else if (dropped)
+            out += fmt::format(", and {} of them {} dropped here", *dropped, *dropped == 1 ? "was" : "were");
+    } else if (sent.packets) {
+        out += "; none from there ever reached this machine";
+        if (summary.causes.empty())
+            out += ": the loss is not here";
+    } else {
+        out += ", and none from there arrived";
+    }
+    return out;
+}
+
+// What changed on the packets' way, and what makes it the one that stopped the drops.
+std::string change_line(const Stopped& stopped) {
+    std::string out = fmt::format("{} by {}, ", clock_local(stopped.change.time_ns), changers_text(stopped.change));
+    if (stopped.chain) {
+        Rule of_chain;
+        of_chain.backend = stopped.change.backend;
+        of_chain.family = stopped.chain->family;
+        of_chain.table = stopped.chain->table;
+        out += fmt::format("on the way by {} in {} ({})", printable(stopped.chain->name), table_name(of_chain),
+                           tool_name(of_chain));
+    } else {
+        out += fmt::format("of {}; what it did is not known", to_string(stopped.change.backend));
+    }
+    const std::string which =
+        stopped.changes == 1 ? "the only change" : fmt::format("the first of {} changes", stopped.changes);
+    return fmt::format("{}. It is {} there since the last drop: that it stopped them is inferred from this, "
+                       "not seen",
+                       out, which);
+}
+
+std::string since_line(const Stopped& stopped) {
+    const SeenWay &sent = stopped.seen.sent, &received = stopped.seen.received;
+    std::string out = clock_local(stopped.seen_since_ns) + ": ";
+    if (sent.packets)
+        out += fmt::format("{} to there left by {}", counted(sent.packets, "packet"), devices(sent));
+    if (received.packets)
+        out += fmt::format("{}{} from there arrived on {}", sent.packets ? "; " : "",
+                           counted(received.packets, "packet"), devices(received));
+    return out;
+}
+
 void total_lines(Page& page, const Summary& summary, const std::string& filter) {
     const std::string span = duration_text(summary.until_ns - summary.since_ns);
     const std::string clock =
@@ -410,13 +557,18 @@ void total_lines(Page& page, const Summary& summary, const std::string& filter) 
                        fmt::format("nothing{} was dropped here in {}, {} (filter: {})",
                                    summary.hidden.empty() ? "" : " but noise", span, clock, printable(filter)),
                        0);
-        page.paragraph("",
-                       "If packets are still missing: they may never have come, may have left by another device "
-                       "(ip route get ADDRESS shows which), or may have gone into a tunnel, where its program can "
-                       "drop them unseen (for Tailscale: tailscale metrics print).",
-                       2);
+        if (summary.seen)
+            page.paragraph("", seen_sentence(summary), 2);
+        else
+            page.paragraph("",
+                           "If packets are still missing: they may never have come, may have left by another device "
+                           "(ip route get ADDRESS shows which), or may have gone into a tunnel, where its program can "
+                           "drop them unseen (for Tailscale: tailscale metrics print).",
+                           2);
     } else {
         page.paragraph("", fmt::format("{} dropped in {}, {}", summary.packets(), span, clock), 0);
+        if (summary.seen)
+            page.paragraph("", seen_sentence(summary), 2);
     }
 }
 
@@ -434,6 +586,8 @@ Status TextOutput::start(const Start& start) {
     for (const auto& [backend, capability] : backends)
         if (capability->exactness == Exactness::exact)
             exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
+    const bool limited =
+        std::ranges::any_of(backends, [](const auto& backend) { return backend.second->reason == limits_of_kprobes; });
     Page page(options_);
     page.paragraph("",
                    fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
@@ -445,6 +599,8 @@ Status TextOutput::start(const Start& start) {
                            fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
                                        printable(capability->reason)),
                            2);
+    if (limited)
+        page.paragraph("", std::string(limits_of_kprobes), 2);
     page.blank();
     return print(page.take());
 }
@@ -499,6 +655,32 @@ Status TextOutput::ruleset(const RulesetChange& change) {
         page.paragraph(fmt::format("  {} ", line.sign), line.text, 4, Paint::strong);
     if (more != 0)
         page.paragraph("  ", fmt::format("and {} more", more), 4);
+    return print(page.take());
+}
+
+Status TextOutput::stopped(const Stopped& stopped) {
+    if (options_.quiet)
+        return Ok{};
+    const Drop& drop = stopped.cause.example;
+    Page page(options_);
+    const std::string head = clock_local(stopped.time_ns) + " STOPPED  ";
+    page.paragraph(head,
+                   fmt::format("{} has dropped nothing since {} ({} before)", rule_name(drop),
+                               clock_local(stopped.cause.last_ns), counted(stopped.cause.packets, "packet")),
+                   head.size(), Paint::strong);
+    page.field("rule", rule_line(drop));
+    page.field("change", change_line(stopped));
+    page.field("since", since_line(stopped));
+    if (!drop.netns.initial)
+        page.field("netns", netns_name(drop.netns));
+    page.blank();
+    return print(page.take());
+}
+
+Status TextOutput::check(const CheckVerdict& verdict, std::int64_t) {
+    Page page(options_);
+    page.paragraph("", printable(verdict.text), 0, verdict.reached == Reached::yes ? Paint::strong : Paint::alarm);
+    page.blank();
     return print(page.take());
 }
 

@@ -26,6 +26,8 @@ public:
     Status drop(const Drop& drop, bool new_cause) override;
     Status lost(const Lost& lost) override;
     Status ruleset(const RulesetChange& change) override; // one that leaves the drops as they were is for verbose
+    Status stopped(const Stopped& stopped) override;
+    Status check(const CheckVerdict& verdict, std::int64_t time_ns) override;
     Status summary(const Summary& summary) override;
     Status progress(const Summary& summary) override; // drawn at most every 200 ms of Summary::until_ns
 

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -61,6 +62,18 @@ void describe(auto& archive, T& snapshot) {
     archive("problems", snapshot.problems);
 }
 
+template <Is<resolve_rule::Look> T>
+void describe(auto& archive, T& look) {
+    archive("kind", look.kind);
+    archive("netns", look.netns);
+    archive("generation", look.generation);
+    archive("begin_ns", look.begin_ns);
+    archive("end_ns", look.end_ns);
+    archive("packets", look.packets);
+    archive("bytes", look.bytes);
+    archive("problem", look.problem);
+}
+
 template <Is<decode::Machine> T>
 void describe(auto& archive, T& machine) {
     archive("reasons", machine.names.reasons);
@@ -100,6 +113,7 @@ void describe(auto& archive, T& start) {
     archive("host", start.host);
     archive("filter", start.filter);
     archive("capabilities", start.capabilities);
+    archive("counts_seen", start.counts_seen);
 }
 
 template <Is<Process> T>
@@ -133,6 +147,9 @@ void describe(auto& archive, T& rule) {
     archive("text", rule.text);
     archive("path", rule.path);
     archive("verdict", rule.verdict);
+    archive("confidence", rule.confidence);
+    archive("evidence", rule.evidence);
+    archive("stale", rule.stale);
 }
 
 template <Is<ChangedRule> T>
@@ -158,6 +175,76 @@ void describe(auto& archive, T& change) {
     archive("unknown", change.unknown);
 }
 
+template <Is<ChainName> T>
+void describe(auto& archive, T& chain) {
+    archive("family", chain.family);
+    archive("table", chain.table);
+    archive("chain", chain.name);
+}
+
+template <Is<SeenWay> T>
+void describe(auto& archive, T& way) {
+    archive("packets", way.packets);
+    archive("by_dev", way.by_dev);
+}
+
+template <Is<Stopped> T>
+void describe(auto& archive, T& stopped) {
+    archive("time_ns", stopped.time_ns);
+    archive("netns", stopped.cause.example.netns.inode);
+    archive("kind", stopped.cause.example.site.kind);
+    archive("reason", stopped.cause.example.site.reason);
+    archive("hook", stopped.cause.example.site.hook);
+    archive("rule", stopped.cause.example.rule);
+    archive("packets", stopped.cause.packets);
+    archive("first_ns", stopped.cause.first_ns);
+    archive("last_ns", stopped.cause.last_ns);
+    archive("change", stopped.change);
+    archive("chain", stopped.chain);
+    archive("changes", stopped.changes);
+    archive("seen_since_ns", stopped.seen_since_ns);
+    archive("sent", stopped.seen.sent);
+    archive("received", stopped.seen.received);
+}
+
+template <Is<Route> T>
+void describe(auto& archive, T& route) {
+    archive("type", route.type);
+    archive("dev", route.dev);
+    archive("gateway", route.gateway);
+    archive("table", route.table);
+    archive("matched", route.matched);
+}
+
+template <Is<Evidence> T>
+void describe(auto& archive, T& evidence) {
+    archive("route", evidence.route);
+    archive("tailnet_peer", evidence.tailnet_peer);
+    archive("socket_waits", evidence.socket_waits);
+    archive("waiting", evidence.waiting);
+    archive("sysctls", evidence.sysctls);
+}
+
+template <Is<evidence::Key> T>
+void describe(auto& archive, T& key) {
+    archive("cause", key.cause_id);
+    archive("far_end", key.far_end);
+    archive("near_end", key.near_end);
+    archive("mark", key.mark);
+    archive("in_dev", key.in_dev);
+    archive("out_dev", key.out_dev);
+    archive("proto", key.proto);
+    archive("far_port", key.far_port);
+    archive("near_port", key.near_port);
+}
+
+template <Is<evidence::Entry> T>
+void describe(auto& archive, T& entry) {
+    archive("key", entry.key);
+    archive("mono_ns", entry.mono_ns);
+    archive("evidence", entry.evidence);
+}
+
 template <Is<Meta> T>
 void describe(auto& archive, T& meta) {
     archive("machine", meta.machine);
@@ -174,6 +261,12 @@ std::string_view to_string(resolve_rule::SnapshotKind kind) {
         return "ip_tables";
     case resolve_rule::SnapshotKind::ip6_tables:
         return "ip6_tables";
+    case resolve_rule::SnapshotKind::arp_tables:
+        return "arp_tables";
+    case resolve_rule::SnapshotKind::bridge_filter:
+        return "bridge_filter";
+    case resolve_rule::SnapshotKind::bridge_nat:
+        return "bridge_nat";
     }
     return "";
 }
@@ -186,11 +279,15 @@ constexpr Hook last<Hook> = Hook::egress;
 template <>
 constexpr Backend last<Backend> = Backend::nftables;
 template <>
+constexpr Confidence last<Confidence> = Confidence::inferred;
+template <>
+constexpr DropKind last<DropKind> = DropKind::policy; // those that a rule or its chain has
+template <>
 constexpr RuleFamily last<RuleFamily> = RuleFamily::netdev;
 template <>
 constexpr Exactness last<Exactness> = Exactness::unavailable;
 template <>
-constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::ip6_tables;
+constexpr resolve_rule::SnapshotKind last<resolve_rule::SnapshotKind> = resolve_rule::SnapshotKind::bridge_nat;
 
 // ---- out: straight to text, since a ruleset may be large and the machine is in trouble already ----
 
@@ -222,6 +319,11 @@ public:
             close('}');
         }
     }
+    void write(const Address& address) { write(address.text()); }
+    template <typename T>
+    void write(const std::shared_ptr<const T>& value) {
+        write(*value);
+    }
     void write(const std::string& text) { out += json(text).dump(-1, ' ', false, json::error_handler_t::replace); }
     template <typename T>
     void write(const std::vector<T>& values) {
@@ -241,6 +343,18 @@ public:
     }
 
     std::string out;
+
+    template <typename T>
+    void write(const std::map<std::string, T>& values) {
+        open('{');
+        for (const auto& [name, text] : values) {
+            separate();
+            write(name);
+            out += ':';
+            write(text);
+        }
+        close('}');
+    }
 
 private:
     void open(char bracket) {
@@ -327,6 +441,36 @@ public:
         text = in.get_ref<const std::string&>();
         return true;
     }
+    bool read(const json& in, Address& address) {
+        std::string text;
+        if (!read(in, text)) {
+            return false;
+        }
+        const bool ipv6 = text.find(':') != std::string::npos;
+        address.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
+        return inet_pton(ipv6 ? AF_INET6 : AF_INET, text.c_str(), address.bytes.data()) == 1;
+    }
+    template <typename T>
+    bool read(const json& in, std::shared_ptr<const T>& shared) {
+        T value;
+        if (!read(in, value)) {
+            return false;
+        }
+        shared = std::make_shared<const T>(std::move(value));
+        return true;
+    }
+    template <typename T>
+    bool read(const json& in, std::map<std::string, T>& values) {
+        if (!in.is_object()) {
+            return false;
+        }
+        for (const auto& [name, value] : in.items()) {
+            if (!read(value, values[name])) {
+                return false;
+            }
+        }
+        return true;
+    }
     template <typename T>
     bool read(const json& in, std::vector<T>& values) {
         if (!in.is_array()) {
@@ -390,6 +534,11 @@ Result<T> load(std::string_view text, std::string_view what) {
     return value;
 }
 
+bool is_too_large(const RulesetChange& change) {
+    return change.added.size() > RulesetChange::max_rules || change.removed.size() > RulesetChange::max_rules ||
+           change.moved.size() > RulesetChange::max_rules || change.changers.size() > RulesetChange::max_changers;
+}
+
 } // namespace
 
 std::string to_json(const Meta& meta) {
@@ -400,6 +549,10 @@ std::string to_json(const resolve_rule::Snapshot& snapshot) {
     return save(snapshot);
 }
 
+std::string to_json(const resolve_rule::Look& look) {
+    return save(look);
+}
+
 std::string to_json(const NetnsName& netns) {
     return save(netns);
 }
@@ -408,14 +561,32 @@ std::string to_json(const RulesetChange& change) {
     return save(change);
 }
 
+std::string to_json(const Stopped& stopped) {
+    return save(stopped);
+}
+
+std::string to_json(const evidence::Entry& entry) {
+    return save(entry);
+}
+
+Result<evidence::Entry> evidence_from_json(std::string_view text) {
+    return load<evidence::Entry>(text, "evidence of a drop");
+}
+
 Result<RulesetChange> ruleset_from_json(std::string_view text) {
     auto change = load<RulesetChange>(text, "change of a ruleset");
-    if (change &&
-        (change->added.size() > RulesetChange::max_rules || change->removed.size() > RulesetChange::max_rules ||
-         change->moved.size() > RulesetChange::max_rules || change->changers.size() > RulesetChange::max_changers)) {
+    if (change && is_too_large(*change)) {
         return Error{ErrorKind::other, "the change of a ruleset has more rules or processes than there may be"};
     }
     return change;
+}
+
+Result<Stopped> stopped_from_json(std::string_view text) {
+    auto stopped = load<Stopped>(text, "end of drops");
+    if (stopped && is_too_large(stopped->change)) {
+        return Error{ErrorKind::other, "the change that ended drops has more rules or processes than there may be"};
+    }
+    return stopped;
 }
 
 Result<NetnsName> netns_from_json(std::string_view text) {
@@ -428,6 +599,10 @@ Result<Meta> meta_from_json(std::string_view text) {
 
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text) {
     return load<resolve_rule::Snapshot>(text, "ruleset");
+}
+
+Result<resolve_rule::Look> look_from_json(std::string_view text) {
+    return load<resolve_rule::Look>(text, "look at the counters of a ruleset");
 }
 
 } // namespace tsdroptrace::recording

@@ -17,13 +17,15 @@
 
 #include "bpf/event.h"
 #include "decode/decode.h"
+#include "evidence/evidence.h"
 #include "model.h"
+#include "resolve_rule/look.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 2;
+constexpr std::uint32_t format_version = 6;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -47,6 +49,12 @@ enum class FrameType : std::uint32_t {
     end = 7,      // End
     netns = 8,    // JSON of NetnsName, before the first drop in that namespace
     ruleset = 9,  // JSON of RulesetChange
+    look = 10,    // JSON of resolve_rule::Look, after its snapshot
+    seen = 11,    // tsdt_seen_count, at the end
+    // JSON of evidence::Entry, before the first drop that it belongs to; where that one waits for a look: before the
+    // look
+    evidence = 12,
+    stopped = 13, // JSON of Stopped
 };
 
 struct FrameHeader {
@@ -57,6 +65,7 @@ struct FrameHeader {
 // Payloads larger than this are neither written nor read: 100000 rules fit into the largest.
 constexpr std::uint32_t max_meta = 1u << 20;
 constexpr std::uint32_t max_snapshot = 32u << 20;
+constexpr std::uint32_t max_evidence = 64u << 10;
 
 // What holds for the whole run.
 struct Meta {
@@ -86,15 +95,22 @@ struct End {
 // One line of JSON. Bytes that are not UTF-8 become U+FFFD, as in every output.
 std::string to_json(const Meta&);
 std::string to_json(const resolve_rule::Snapshot&);
+std::string to_json(const resolve_rule::Look&); // without its snapshot
 
 std::string to_json(const NetnsName&);
-std::string to_json(const RulesetChange&); // without what the pipeline fills in: name of the namespace, owners
+std::string to_json(const evidence::Entry&);
+// Without what the pipeline fills in: name of the namespace, owners. (Which chains differ is for Stopped alone.)
+std::string to_json(const RulesetChange&);
+std::string to_json(const Stopped&); // also without its packet
 
 // The opposite. `text` may be anything: fails, with one sentence, when it is not such JSON. Memory is bounded by
 // some twenty times the length of `text`.
 Result<Meta> meta_from_json(std::string_view text);
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
+Result<resolve_rule::Look> look_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
+Result<Stopped> stopped_from_json(std::string_view text);
+Result<evidence::Entry> evidence_from_json(std::string_view text);
 
 } // namespace tsdroptrace::recording

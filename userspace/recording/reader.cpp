@@ -76,10 +76,14 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::cause, sizeof(tsdt_cause), sizeof(tsdt_cause)},
     {FrameType::drop, sizeof(tsdt_drop), sizeof(tsdt_drop)},
     {FrameType::flow, sizeof(Flow), sizeof(Flow)},
+    {FrameType::seen, sizeof(tsdt_seen_count), sizeof(tsdt_seen_count)},
     {FrameType::lost, sizeof(LostCounts), sizeof(LostCounts)},
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
+    {FrameType::look, 2, max_snapshot},
+    {FrameType::evidence, 2, max_evidence},
+    {FrameType::stopped, 2, max_meta},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -179,6 +183,8 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         visitor_.flow(flow->key, flow->packets);
         return std::nullopt;
     }
+    case FrameType::seen:
+        return deliver(decode::read_seen(payload), [&](const tsdt_seen_count& count) { visitor_.seen(count); });
     case FrameType::lost:
         visitor_.lost(*copy<LostCounts>(payload));
         return std::nullopt;
@@ -187,6 +193,14 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
     case FrameType::ruleset:
         return deliver(ruleset_from_json(text(payload)),
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });
+    case FrameType::look:
+        return deliver(look_from_json(text(payload)), [&](resolve_rule::Look look) { visitor_.look(std::move(look)); });
+    case FrameType::stopped:
+        return deliver(stopped_from_json(text(payload)),
+                       [&](Stopped stopped) { visitor_.stopped(std::move(stopped)); });
+    case FrameType::evidence:
+        return deliver(evidence_from_json(text(payload)),
+                       [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });
     case FrameType::end:
         ended_ = true;
         visitor_.end(copy<End>(payload)->time_ns);

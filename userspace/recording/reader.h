@@ -17,11 +17,15 @@ public:
     virtual ~Visitor() = default;
     virtual void meta(Meta) = 0;
     virtual void snapshot(resolve_rule::Snapshot) = 0;
+    virtual void look(resolve_rule::Look) = 0;
     virtual void netns(const NetnsName&) = 0;
     virtual void ruleset(RulesetChange) = 0;
+    virtual void stopped(Stopped) = 0; // has a rule
+    virtual void evidence(evidence::Entry) = 0;
     virtual void cause(const tsdt_cause&) = 0; // again with higher counts: the last one of a key counts
     virtual void drop(const tsdt_drop&) = 0;
     virtual void flow(const tsdt_flow_key&, std::uint64_t packets) = 0;
+    virtual void seen(const tsdt_seen_count&) = 0;
     virtual void lost(const LostCounts&) = 0;
     virtual void end(std::int64_t time_ns) = 0; // CLOCK_REALTIME; not called when the recording was cut
 };

@@ -140,8 +140,20 @@ Status Writer::ruleset(const RulesetChange& change) {
     return append_json(FrameType::ruleset, to_json(change), max_snapshot, "a change of a ruleset");
 }
 
+Status Writer::stopped(const Stopped& stopped) {
+    return append_json(FrameType::stopped, to_json(stopped), max_meta, "the end of drops");
+}
+
+Status Writer::evidence(const evidence::Entry& entry) {
+    return append_json(FrameType::evidence, to_json(entry), max_evidence, "the evidence of a drop");
+}
+
 Status Writer::snapshot(const resolve_rule::Snapshot& snapshot) {
     return append_json(FrameType::snapshot, to_json(snapshot), max_snapshot, "a ruleset");
+}
+
+Status Writer::look(const resolve_rule::Look& look) {
+    return append_json(FrameType::look, to_json(look), max_snapshot, "a look at the counters of a ruleset");
 }
 
 Status Writer::cause(const tsdt_cause& cause) {
@@ -154,6 +166,10 @@ Status Writer::drop(const tsdt_drop& drop) {
 
 Status Writer::flow(const tsdt_flow_key& key, std::uint64_t packets) {
     return append(FrameType::flow, bytes_of(Flow{key, 0, packets}));
+}
+
+Status Writer::seen(const tsdt_seen_count& count) {
+    return append(FrameType::seen, bytes_of(count));
 }
 
 Status Writer::lost(const LostCounts& counts) {

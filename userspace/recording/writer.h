@@ -30,11 +30,15 @@ public:
     // tracing goes on without its recording.
     Status meta(const Meta&);
     Status snapshot(const resolve_rule::Snapshot&); // one larger than max_snapshot fails and is left out alone
+    Status look(const resolve_rule::Look&);
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
+    Status stopped(const Stopped&);
+    Status evidence(const evidence::Entry&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);
     Status flow(const tsdt_flow_key&, std::uint64_t packets);
+    Status seen(const tsdt_seen_count&);
     Status lost(const LostCounts&);
 
     // Writes out what waits in memory (64 KiB at most); call it every second or so.

@@ -46,6 +46,29 @@ SavedTable read_iptables_save(std::string_view output) {
     return table;
 }
 
+SavedTable read_legacy_listing(std::string_view output) {
+    // "Chain INPUT (policy ACCEPT)", "Bridge chain: INPUT, entries: 2, policy: ACCEPT"
+    constexpr std::string_view chain_begins[] = {"Chain ", "Bridge chain: "};
+    SavedTable table;
+    std::vector<std::string>* rules = nullptr;
+    std::string chain;
+    while (!output.empty()) {
+        std::string_view line = output.substr(0, output.find('\n'));
+        output.remove_prefix(std::min(line.size() + 1, output.size()));
+        const auto begins = std::ranges::find_if(chain_begins, [&](auto prefix) { return line.starts_with(prefix); });
+        if (begins != std::end(chain_begins)) {
+            line.remove_prefix(begins->size());
+            chain = line.substr(0, line.find_first_of(" ,"));
+            rules = &table[chain];
+        } else if (rules && !line.empty()) {
+            while (line.ends_with(' '))
+                line.remove_suffix(1);
+            rules->push_back("-A " + chain + (line.empty() ? "" : " ") + std::string(line));
+        }
+    }
+    return table;
+}
+
 std::size_t use_iptables_words(SnapshotTable& table, SavedTable saved) {
     std::size_t left = 0;
     for (SnapshotChain& chain : table.chains) {

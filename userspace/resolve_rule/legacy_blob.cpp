@@ -11,6 +11,7 @@
 #include <arpa/inet.h>
 #include <fmt/core.h>
 #include <linux/netfilter.h>
+#include <linux/netfilter_arp/arp_tables.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/netfilter_ipv6/ip6_tables.h>
 
@@ -19,10 +20,22 @@ namespace {
 
 using Bytes = std::span<const std::byte>;
 
-constexpr std::pair<const char*, Hook> builtin_chains[] = {
-    {"PREROUTING", Hook::prerouting},   {"INPUT", Hook::input}, {"FORWARD", Hook::forward}, {"OUTPUT", Hook::output},
-    {"POSTROUTING", Hook::postrouting},
+struct BuiltinChain {
+    const char* name;
+    Hook hook;
 };
+
+// By the numbers of their hooks.
+std::span<const BuiltinChain> builtin_chains(RuleFamily family) {
+    static constexpr BuiltinChain inet[] = {
+        {"PREROUTING", Hook::prerouting},   {"INPUT", Hook::input},
+        {"FORWARD", Hook::forward},         {"OUTPUT", Hook::output},
+        {"POSTROUTING", Hook::postrouting},
+    };
+    static constexpr BuiltinChain arp[] = {
+        {"INPUT", Hook::input}, {"OUTPUT", Hook::output}, {"FORWARD", Hook::forward}};
+    return family == RuleFamily::arp ? std::span<const BuiltinChain>(arp) : inet;
+}
 
 // Copies: the blob promises no alignment that C++ would accept. Not as std::optional, because these structs
 // end in flexible arrays, which may be in nothing else.
@@ -39,7 +52,7 @@ std::string text_of(const char (&text)[size]) {
     return {text, strnlen(text, size)};
 }
 
-// What is the same in struct ipt_entry and struct ip6t_entry.
+// What is the same in struct ipt_entry, struct ip6t_entry and struct arpt_entry.
 struct Common {
     std::string matches; // "-s 100.64.0.0/10 ! -i tailscale0", without a leading space
     bool unconditional = false;
@@ -162,6 +175,52 @@ Common common_of(const ip6t_entry& entry) {
     return common;
 }
 
+void add_device_address(std::string& text, bool inverted, std::string_view option, const arpt_devaddr_info& address,
+                        std::size_t length) {
+    std::string value, mask;
+    bool any = false, whole = true;
+    for (std::size_t i = 0; i < length; i++) {
+        const auto bits = static_cast<std::uint8_t>(address.mask[i]);
+        any |= bits != 0;
+        whole &= bits == 0xff;
+        value += fmt::format("{}{:02x}", i ? ":" : "", static_cast<std::uint8_t>(address.addr[i]));
+        mask += fmt::format("{}{:02x}", i ? ":" : "", bits);
+    }
+    if (any)
+        add(text, inverted, option, whole ? value : value + "/" + mask);
+}
+
+template <typename T>
+void add_number(std::string& text, bool inverted, std::string_view option, T value, T mask, const char* base) {
+    if (mask)
+        add(text, inverted, option, fmt::format(fmt::runtime(base), value));
+}
+
+Common common_of(const arpt_entry& entry) {
+    using Four = std::array<std::uint8_t, 4>;
+    constexpr std::size_t ethernet = 6;
+    const arpt_arp& arp = entry.arp;
+    static const arpt_arp none{};
+    Common common;
+    std::string& text = common.matches;
+    const auto inverted = [&](unsigned flag) { return (arp.invflags & flag) != 0; };
+    add_interface(text, inverted(ARPT_INV_VIA_IN), "-i", arp.iniface, arp.iniface_mask);
+    add_interface(text, inverted(ARPT_INV_VIA_OUT), "-o", arp.outiface, arp.outiface_mask);
+    add_address(text, inverted(ARPT_INV_SRCIP), "-s", bytes_of<Four>(arp.src), bytes_of<Four>(arp.smsk));
+    add_device_address(text, inverted(ARPT_INV_SRCDEVADDR), "--src-mac", arp.src_devaddr, ethernet);
+    add_address(text, inverted(ARPT_INV_TGTIP), "-d", bytes_of<Four>(arp.tgt), bytes_of<Four>(arp.tmsk));
+    add_device_address(text, inverted(ARPT_INV_TGTDEVADDR), "--dst-mac", arp.tgt_devaddr, ethernet);
+    add_number(text, inverted(ARPT_INV_ARPHLN), "--h-length", arp.arhln, arp.arhln_mask, "{}");
+    add_number(text, inverted(ARPT_INV_ARPOP), "--opcode", ntohs(arp.arpop), ntohs(arp.arpop_mask), "{}");
+    add_number(text, inverted(ARPT_INV_ARPHRD), "--h-type", ntohs(arp.arhrd), ntohs(arp.arhrd_mask), "{}");
+    add_number(text, inverted(ARPT_INV_ARPPRO), "--proto-type", ntohs(arp.arpro), ntohs(arp.arpro_mask), "{:#x}");
+    common.unconditional = std::memcmp(&arp, &none, sizeof arp) == 0;
+    common.target_offset = entry.target_offset;
+    common.next_offset = entry.next_offset;
+    common.header = sizeof entry;
+    return common;
+}
+
 // ---- the blob ----
 
 template <typename Header>
@@ -171,8 +230,9 @@ std::optional<Common> load_common(Bytes blob, std::uint32_t offset) {
 }
 
 std::optional<Entry> load_entry(RuleFamily family, Bytes blob, std::uint32_t offset) {
-    auto common =
-        family == RuleFamily::ip6 ? load_common<ip6t_entry>(blob, offset) : load_common<ipt_entry>(blob, offset);
+    auto common = family == RuleFamily::ip6   ? load_common<ip6t_entry>(blob, offset)
+                  : family == RuleFamily::arp ? load_common<arpt_entry>(blob, offset)
+                                              : load_common<ipt_entry>(blob, offset);
     if (!common || common->target_offset < common->header || common->next_offset < common->target_offset ||
         common->next_offset > blob.size() - offset)
         return std::nullopt;
@@ -293,6 +353,7 @@ Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, c
     SnapshotTable table;
     table.family = family;
     table.name = name;
+    const std::span<const BuiltinChain> builtin = builtin_chains(family);
     bool in_chain = false;
     const Entry* last = nullptr;
     auto begin_chain = [&](std::string chain_name, std::uint32_t offset) -> SnapshotChain& {
@@ -311,11 +372,11 @@ Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, c
             begin_chain(entry.error_name, entry.next);
             continue;
         }
-        for (std::size_t hook = 0; hook < std::size(builtin_chains); hook++) {
+        for (std::size_t hook = 0; hook < builtin.size(); hook++) {
             if (!(info.valid_hooks & 1u << hook) || info.hook_entry[hook] != entry.offset)
                 continue;
-            SnapshotChain& chain = begin_chain(builtin_chains[hook].first, entry.offset);
-            chain.hook = builtin_chains[hook].second;
+            SnapshotChain& chain = begin_chain(builtin[hook].name, entry.offset);
+            chain.hook = builtin[hook].hook;
             chain.policy_offset = info.underflow[hook];
         }
         if (!in_chain)
@@ -332,6 +393,26 @@ Result<SnapshotTable> parse_ipt_blob(RuleFamily family, std::string_view name, c
     if (in_chain)
         remove_final_return(table.chains.back(), last);
     return table;
+}
+
+namespace {
+
+template <typename Header>
+std::map<std::uint32_t, Counts> take_counters_of(std::span<std::byte> bytes) {
+    std::map<std::uint32_t, Counts> counters;
+    Header header;
+    for (std::size_t offset = 0; load(bytes, offset, header) && header.next_offset >= sizeof(Header);
+         offset += header.next_offset) {
+        counters.emplace(static_cast<std::uint32_t>(offset), Counts{header.counters.pcnt, header.counters.bcnt});
+        std::memset(bytes.data() + offset + offsetof(Header, counters), 0, sizeof(header.counters));
+    }
+    return counters;
+}
+
+} // namespace
+
+std::map<std::uint32_t, Counts> take_counters(RuleFamily family, std::span<std::byte> bytes) {
+    return family == RuleFamily::ip6 ? take_counters_of<ip6t_entry>(bytes) : take_counters_of<ipt_entry>(bytes);
 }
 
 } // namespace tsdroptrace::resolve_rule

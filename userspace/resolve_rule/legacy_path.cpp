@@ -2,6 +2,7 @@
 #include "resolve_rule/legacy_path.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
 
 namespace tsdroptrace::resolve_rule {
@@ -83,6 +84,19 @@ std::optional<LegacyPosition> find_rule(const SnapshotTable& table, std::uint32_
             return LegacyPosition{chain, static_cast<std::size_t>(rule - rules.begin())};
     }
     return std::nullopt;
+}
+
+std::vector<std::uint32_t> rules_before(const SnapshotTable& table, std::span<const std::uint32_t> offsets) {
+    std::vector<std::uint32_t> result;
+    for (const std::uint32_t offset : offsets) {
+        std::uint32_t before = UINT32_MAX;
+        for (const SnapshotChain& chain : table.chains) // in the order of the blob
+            for (const SnapshotRule& rule : chain.rules)
+                if (rule.offset && *rule.offset < offset)
+                    before = *rule.offset;
+        result.push_back(offset == UINT32_MAX ? offset : before);
+    }
+    return result;
 }
 
 std::vector<PathStep> legacy_path(const SnapshotTable& table, Hook hook, std::uint32_t offset,

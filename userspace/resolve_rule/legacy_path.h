@@ -31,4 +31,8 @@ std::optional<LegacyPosition> find_rule(const SnapshotTable& table, std::uint32_
 std::vector<PathStep> legacy_path(const SnapshotTable& table, Hook hook, std::uint32_t offset,
                                   std::span<const std::uint32_t> jumpstack);
 
+// The jump stack of ebtables holds what comes after each jump: the rule that ends there is the jump. Offsets of these;
+// UINT32_MAX stays what it is.
+std::vector<std::uint32_t> rules_before(const SnapshotTable& table, std::span<const std::uint32_t> offsets);
+
 } // namespace tsdroptrace::resolve_rule

@@ -41,9 +41,20 @@ std::shared_ptr<const Snapshot> LiveSnapshots::get(SnapshotKind kind, std::uint3
     // A ruleset of the past cannot be read any more. Reading today's only tells that it is another one, and is
     // worth it once.
     bool past = current_generation_(kind).number != generation;
-    if ((past && ruleset.newest) || Clock::now() < ruleset.not_again_until)
-        return ruleset.newest;
-    return read(ruleset);
+    bool readable = !(past && ruleset.newest) && Clock::now() >= ruleset.not_again_until;
+    if (auto answer = readable ? read(ruleset) : ruleset.newest)
+        return answer;
+
+    // Nothing to show, but whether it has changed is known: then an empty snapshot of another generation.
+    const Generation now = current_generation_(kind);
+    if (now.number == generation && !now.changing)
+        return nullptr;
+    auto changed = std::make_shared<Snapshot>();
+    changed->kind = kind;
+    changed->netns = netns;
+    changed->generation = generation + 1;
+    changed->problems = {"the ruleset kept changing while it was read"};
+    return changed;
 }
 
 LiveSnapshots::Ruleset& LiveSnapshots::find(SnapshotKind kind, std::uint32_t netns) {
@@ -70,8 +81,8 @@ Generation LiveSnapshots::quiet_generation(SnapshotKind kind) const {
 
 std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
     auto begin = Clock::now();
-    std::shared_ptr<const Snapshot> answer;
-    for (int attempt = 0; attempt < max_attempts && !answer; attempt++) {
+    bool quiet = false;
+    for (int attempt = 0; attempt < max_attempts && !quiet; attempt++) {
         Generation before = quiet_generation(ruleset.kind);
         // What would be read while a change is under way may be the ruleset before or after it.
         auto snapshot =
@@ -81,23 +92,15 @@ std::shared_ptr<const Snapshot> LiveSnapshots::read(Ruleset& ruleset) {
             break;
         }
         Generation after = current_generation_(ruleset.kind);
-        if (before.number == after.number && !before.changing) {
+        quiet = before.number == after.number && !before.changing;
+        if (quiet) {
             snapshot->generation = after.number;
-            answer = std::make_shared<Snapshot>(std::move(*snapshot));
-            keep(ruleset, answer);
-        } else if (attempt + 1 == max_attempts && !ruleset.newest) {
-            // Nothing to show, but that it has changed is known: an empty snapshot of another generation.
-            auto changed = std::make_shared<Snapshot>();
-            changed->kind = ruleset.kind;
-            changed->netns = ruleset.netns;
-            changed->generation = after.number + 1;
-            changed->problems = {"the ruleset kept changing while it was read"};
-            answer = changed;
+            keep(ruleset, std::make_shared<Snapshot>(std::move(*snapshot)));
         }
     }
     auto end = Clock::now();
     ruleset.not_again_until = end + std::min<Clock::duration>(3 * (end - begin), longest_pause);
-    return answer ? answer : ruleset.newest;
+    return ruleset.newest;
 }
 
 void LiveSnapshots::keep(Ruleset& ruleset, std::shared_ptr<const Snapshot> snapshot) {

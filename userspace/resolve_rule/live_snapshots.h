@@ -40,7 +40,8 @@ public:
     // A snapshot carries a generation only if the counter stood there before and after reading, and no change was
     // under way; reading waits for one for up to 3 ms. Reading takes at most a
     // quarter of the time when rulesets change all the while; drops in between get the newest snapshot there
-    // is. Each new problem goes to the log once.
+    // is, or, when there is none: an empty one of another generation if the ruleset has changed, null if it has
+    // not. Each new problem goes to the log once.
     std::shared_ptr<const Snapshot> get(SnapshotKind kind, std::uint32_t netns, std::uint32_t generation) override;
 
 private:

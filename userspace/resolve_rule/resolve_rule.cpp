@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <string_view>
 
 #include <linux/netfilter.h>
 
 #include "resolve_rule/legacy_path.h"
+#include "resolve_rule/rule_words.h"
 
 namespace tsdroptrace::resolve_rule {
 namespace {
@@ -31,10 +33,11 @@ std::optional<RuleFamily> rule_family(std::uint16_t nfproto) {
     }
 }
 
-// The hooks that ip_tables and ip6_tables have.
-std::optional<Hook> legacy_hook(std::uint8_t number) {
-    static constexpr Hook hooks[] = {Hook::prerouting, Hook::input, Hook::forward, Hook::output, Hook::postrouting};
-    return number < std::size(hooks) ? std::optional(hooks[number]) : std::nullopt;
+std::optional<Hook> legacy_hook(RuleFamily family, std::uint8_t number) {
+    static constexpr Hook inet[] = {Hook::prerouting, Hook::input, Hook::forward, Hook::output, Hook::postrouting};
+    static constexpr Hook arp[] = {Hook::input, Hook::output, Hook::forward};
+    const std::span<const Hook> hooks = family == RuleFamily::arp ? std::span<const Hook>(arp) : inet;
+    return number < hooks.size() ? std::optional(hooks[number]) : std::nullopt;
 }
 
 template <std::size_t size>
@@ -67,6 +70,14 @@ enum class Match {
 // A table that is in a snapshot is there as a whole; one that could not be read is not in it.
 Match no_table(const Snapshot& snapshot) {
     return snapshot.problems.empty() ? Match::absent : Match::not_readable;
+}
+
+// What the rule's target would have done is of no matter where a match has dropped the packet.
+constexpr std::string_view by_match = "hotdrop";
+
+void set_verdict(Rule& rule, const SnapshotRule& found) {
+    if (rule.verdict != by_match && !found.verdict.empty())
+        rule.verdict = found.verdict;
 }
 
 // ---- nf_tables ----
@@ -131,6 +142,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
     if (policy) {
         if (!chain->hook)
             return Match::absent;
+        rule.jumps = jumps_of(*chain, *table);
     } else {
         auto at = std::find_if(chain->rules.begin(), chain->rules.end(),
                                [&](const SnapshotRule& candidate) { return candidate.handle == last.handle; });
@@ -152,8 +164,7 @@ Match fill_in_nft(Rule& rule, const tsdt_cause& cause, std::size_t steps, const 
         rule.number = rule.path.back().number = static_cast<std::uint32_t>(index);
         if (!found->text.empty())
             rule.text = found->text;
-        if (!found->verdict.empty())
-            rule.verdict = found->verdict;
+        set_verdict(rule, *found);
     }
     return Match::found;
 }
@@ -175,6 +186,7 @@ Match fill_in_legacy_policy(Rule& rule, const tsdt_cause& cause, const SnapshotT
             return Match::absent;
         rule.chain = chain.name;
         rule.path = {{chain.name, std::nullopt, std::nullopt}};
+        rule.jumps = jumps_of(chain, table);
         return Match::found;
     }
     return Match::absent;
@@ -194,16 +206,20 @@ Match fill_in_legacy_rule(Rule& rule, const tsdt_cause& cause, const tsdt_drop& 
     rule.number = number;
     rule.path.clear();
     std::span<const std::uint32_t> jumpstack = drop.jumpstack;
-    if (jumpstack.front() == TSDT_JUMPSTACK_UNKNOWN)
+    std::vector<std::uint32_t> jumps;
+    if (jumpstack.front() == TSDT_JUMPSTACK_UNKNOWN) {
         jumpstack = {};
-    if (auto hook = legacy_hook(cause.key.hook))
+    } else if (table.family == RuleFamily::bridge) {
+        jumps = rules_before(table, jumpstack);
+        jumpstack = jumps;
+    }
+    if (auto hook = legacy_hook(table.family, cause.key.hook))
         rule.path = legacy_path(table, *hook, cause.key.offset, jumpstack);
     if (rule.path.empty())
         rule.path = {{chain.name, number, std::nullopt}};
     if (!found.text.empty())
         rule.text = found.text;
-    if (!found.verdict.empty())
-        rule.verdict = found.verdict;
+    set_verdict(rule, found);
     return Match::found;
 }
 
@@ -244,10 +260,12 @@ Rule rule_of_kernel(const tsdt_cause& cause, RuleFamily family, std::size_t step
     rule.chain = rule.path.back().chain;
     rule.number = rule.path.back().number;
     rule.handle = rule.path.back().handle;
+    if (cause.step[steps - 1].by_match)
+        rule.verdict = by_match;
     return rule;
 }
 
-std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
+std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family, std::string_view table) {
     if (is_nft(source))
         return SnapshotKind::nf_tables;
     switch (family) {
@@ -255,17 +273,33 @@ std::optional<SnapshotKind> kind_of(std::uint8_t source, RuleFamily family) {
         return SnapshotKind::ip_tables;
     case RuleFamily::ip6:
         return SnapshotKind::ip6_tables;
+    case RuleFamily::arp:
+        return SnapshotKind::arp_tables;
+    case RuleFamily::bridge:
+        return table == "nat" ? SnapshotKind::bridge_nat : SnapshotKind::bridge_filter;
     default:
-        return std::nullopt; // arp_tables: the kernel's word is all there is
+        return std::nullopt;
     }
 }
 
 } // namespace
 
+std::vector<std::string> jumps_of(const SnapshotChain& from, const SnapshotTable& table) {
+    std::vector<std::string> out;
+    for (const SnapshotRule& rule : from.rules) {
+        const bool iptables = rule.text.starts_with("-A ");
+        const std::string name = iptables ? iptables_jump(rule.text) : nft_jump(rule.text);
+        const bool is_chain = std::ranges::any_of(table.chains, [&](const auto& chain) { return chain.name == name; });
+        if (is_chain && std::ranges::find(out, name) == out.end())
+            out.push_back(name);
+    }
+    return out;
+}
+
 std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause) {
     auto family = rule_family(cause.family);
     bool names_one = is_nft(cause.key.source) || is_legacy(cause.key.source);
-    return names_one && family ? kind_of(cause.key.source, *family) : std::nullopt;
+    return names_one && family ? kind_of(cause.key.source, *family, bounded(cause.table)) : std::nullopt;
 }
 
 std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsdt_drop& drop) {
@@ -284,7 +318,7 @@ std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsd
     auto rule = std::make_shared<Rule>(rule_of_kernel(cause, *family, steps));
 
     std::shared_ptr<const Snapshot> snapshot;
-    if (auto kind = kind_of(source, *family))
+    if (auto kind = kind_of(source, *family, bounded(cause.table)))
         snapshot = source_.get(*kind, cause.key.netns, cause.key.generation);
     if (!snapshot)
         return rule; // perhaps it can be read next time

@@ -10,7 +10,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "bpf/event.h"
 #include "model.h"
@@ -28,6 +30,9 @@ public:
 
 // The ruleset that the rule or policy of a cause is in; nullopt when it names neither, or it is one that is not read.
 std::optional<SnapshotKind> snapshot_kind(const tsdt_cause& cause);
+
+// The chains of the table that the chain's rules hand packets to, each once: they tell who is at home there.
+std::vector<std::string> jumps_of(const SnapshotChain& from, const SnapshotTable& table);
 
 // Not thread-safe: one Resolver belongs to one thread.
 class Resolver {

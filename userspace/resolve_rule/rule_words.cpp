@@ -11,29 +11,6 @@ namespace {
 
 using Words = std::vector<std::string_view>;
 
-// Splits at white space; what is in double quotes is one word with its quotes. Only iptables escapes quotes.
-Words split(std::string_view text, bool backslash_escapes) {
-    Words words;
-    std::size_t begin = 0;
-    bool in_word = false, quoted = false;
-    for (std::size_t i = 0; i < text.size(); i++) {
-        char c = text[i];
-        bool space = !quoted && (c == ' ' || c == '\t' || c == '\n');
-        if (space && in_word)
-            words.push_back(text.substr(begin, i - begin));
-        if (!space && !in_word)
-            begin = i;
-        in_word = !space;
-        if (c == '"')
-            quoted = !quoted;
-        else if (c == '\\' && backslash_escapes)
-            i++;
-    }
-    if (in_word)
-        words.push_back(text.substr(begin));
-    return words;
-}
-
 template <std::size_t size>
 bool is_one_of(std::string_view word, const std::array<std::string_view, size>& set) {
     return std::find(set.begin(), set.end(), word) != set.end();
@@ -94,10 +71,32 @@ bool has_xtables_match(const Words& words) {
 
 } // namespace
 
+std::vector<std::string_view> split_rule(std::string_view text, bool backslash_escapes) {
+    std::vector<std::string_view> words;
+    std::size_t begin = 0;
+    bool in_word = false, quoted = false;
+    for (std::size_t i = 0; i < text.size(); i++) {
+        char c = text[i];
+        bool space = !quoted && (c == ' ' || c == '\t' || c == '\n');
+        if (space && in_word)
+            words.push_back(text.substr(begin, i - begin));
+        if (!space && !in_word)
+            begin = i;
+        in_word = !space;
+        if (c == '"')
+            quoted = !quoted;
+        else if (c == '\\' && backslash_escapes)
+            i++;
+    }
+    if (in_word)
+        words.push_back(text.substr(begin));
+    return words;
+}
+
 std::string nft_verdict(std::string_view rule) {
     static constexpr std::array<std::string_view, 4> final_words = {"drop", "accept", "return", "continue"};
     static constexpr std::array<std::string_view, 2> queue_or_reject = {"queue", "reject"};
-    Words words = outermost(split(rule, false));
+    Words words = outermost(split_rule(rule, false));
     if (words.size() >= 2 && words[words.size() - 2] == "comment" && words.back().starts_with('"'))
         words.resize(words.size() - 2);
     if (words.empty())
@@ -114,7 +113,7 @@ std::string nft_verdict(std::string_view rule) {
 }
 
 std::string iptables_verdict(std::string_view rule) {
-    auto target = iptables_target(split(rule, true));
+    auto target = iptables_target(split_rule(rule, true));
     if (!target)
         return "";
     static constexpr std::array<std::pair<std::string_view, std::string_view>, 6> names = {{{"DROP", "drop"},
@@ -129,14 +128,27 @@ std::string iptables_verdict(std::string_view rule) {
     return target->is_goto ? "goto" : "";
 }
 
+std::string nft_jump(std::string_view rule) {
+    const Words words = outermost(split_rule(rule, false));
+    for (std::size_t i = 0; i + 1 < words.size(); i++)
+        if (words[i] == "jump" || words[i] == "goto")
+            return std::string(words[i + 1]);
+    return "";
+}
+
+std::string iptables_jump(std::string_view rule) {
+    const auto target = iptables_target(split_rule(rule, true));
+    return target ? std::string(target->name) : "";
+}
+
 bool says_the_same(std::string_view iptables_rule, std::string_view nft_rule) {
     if ((iptables_verdict(iptables_rule) == "drop") != (nft_verdict(nft_rule) == "drop"))
         return false;
-    Words nft = split(nft_rule, false);
+    Words nft = split_rule(nft_rule, false);
     for (std::string_view word : outermost(nft))
         if (word == "vmap" || word == "map")
             return false;
-    return !has_set_or_range(nft) || has_xtables_match(split(iptables_rule, true));
+    return !has_set_or_range(nft) || has_xtables_match(split_rule(iptables_rule, true));
 }
 
 } // namespace tsdroptrace::resolve_rule

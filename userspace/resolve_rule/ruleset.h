@@ -40,7 +40,8 @@ struct SnapshotTable {
     std::vector<SnapshotChain> chains;
 };
 
-enum class SnapshotKind { nf_tables, ip_tables, ip6_tables };
+// ebtables has a kind for each table: to ask for one that is not there would create it.
+enum class SnapshotKind { nf_tables, ip_tables, ip6_tables, arp_tables, bridge_filter, bridge_nat };
 
 // Where the kernel's counter of changes stands; one for nf_tables and one for x_tables, whatever the namespace.
 struct Generation {

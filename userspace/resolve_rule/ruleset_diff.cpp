@@ -3,11 +3,16 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <map>
+#include <set>
 #include <string_view>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
+
+#include "resolve_rule/rule_match.h"
 
 namespace tsdroptrace::resolve_rule {
 namespace {
@@ -153,6 +158,86 @@ void compare_chain(const ChainPair& pair, RulesetDiff& diff) {
     }
 }
 
+using Names = std::set<std::string_view>;
+
+// Most rules do: their words need not be looked at.
+bool ends_there(const SnapshotRule& rule) {
+    constexpr std::string_view verdicts[] = {"accept", "drop", "reject", "return"};
+    return std::ranges::find(verdicts, rule.verdict) != std::end(verdicts);
+}
+
+// The base chains from which a packet may get to one of `chains`.
+Names base_chains_to(const Names& chains, const SnapshotTable& table) {
+    const std::size_t count = table.chains.size();
+    std::unordered_map<std::uint32_t, std::size_t> by_offset;
+    std::unordered_map<std::string_view, std::size_t> by_name;
+    for (std::size_t i = 0; i < count; i++) {
+        by_name.emplace(table.chains[i].name, i);
+        if (table.chains[i].offset)
+            by_offset.emplace(*table.chains[i].offset, i);
+    }
+    std::vector<std::vector<std::size_t>> callers(count);
+    std::vector<std::size_t> call_any; // jump by a map whose elements are not known
+    for (std::size_t i = 0; i < count; i++) {
+        for (const SnapshotRule& rule : table.chains[i].rules) {
+            if (const auto to = rule.jump_offset ? by_offset.find(*rule.jump_offset) : by_offset.end();
+                to != by_offset.end()) {
+                callers[to->second].push_back(i);
+            } else if (rule.handle && !ends_there(rule)) {
+                const JumpTargets targets = jump_targets(rule, table.chains[i].backend);
+                if (targets.any)
+                    call_any.push_back(i);
+                for (const std::string& name : targets.chains)
+                    if (const auto named = by_name.find(name); named != by_name.end())
+                        callers[named->second].push_back(i);
+            }
+        }
+    }
+    std::vector<bool> leads_there(count);
+    std::vector<std::size_t> todo;
+    const auto add = [&](std::size_t chain) {
+        if (!leads_there[chain])
+            todo.push_back(chain);
+        leads_there[chain] = true;
+    };
+    for (std::size_t i = 0; i < count; i++)
+        if (chains.contains(table.chains[i].name))
+            add(i);
+    Names bases;
+    while (!todo.empty()) {
+        const std::size_t chain = todo.back();
+        todo.pop_back();
+        if (table.chains[chain].hook)
+            bases.insert(table.chains[chain].name);
+        else
+            std::ranges::for_each(call_any, add);
+        std::ranges::for_each(callers[chain], add);
+    }
+    return bases;
+}
+
+// A table of which chains differ; null where it is not there.
+struct DifferingTable {
+    const SnapshotTable *before = nullptr, *after = nullptr;
+    std::map<Backend, Names> chains;
+};
+
+void add_base_chains(const DifferingTable& table, RuleFamily family, std::string_view name, RulesetDiff& diff) {
+    for (const auto& [backend, chains] : table.chains) {
+        Names bases;
+        for (const SnapshotTable* one : {table.before, table.after})
+            if (one)
+                bases.merge(base_chains_to(chains, *one));
+        DropChanges& changes = diff[backend];
+        for (const std::string_view base : bases) {
+            if (changes.chains.size() < DropChanges::max_chains)
+                changes.chains.push_back({family, std::string(name), std::string(base)});
+            else
+                changes.more_chains = true;
+        }
+    }
+}
+
 } // namespace
 
 bool can_drop(const SnapshotRule& rule) {
@@ -178,10 +263,19 @@ std::optional<RulesetDiff> compare(const Snapshot& before, const Snapshot& after
             pair.after = &chain;
         }
     RulesetDiff diff;
+    std::map<std::pair<RuleFamily, std::string_view>, DifferingTable> differing;
     for (const auto& [key, pair] : pairs) {
-        if (!same_chain(pair))
-            compare_chain(pair, diff);
+        if (same_chain(pair))
+            continue;
+        const auto& [family, table, chain] = key;
+        DifferingTable& differs = differing[{family, table}];
+        differs.before = pair.old_table ? pair.old_table : differs.before;
+        differs.after = pair.new_table ? pair.new_table : differs.after;
+        differs.chains[(pair.after ? pair.after : pair.before)->backend].insert(chain);
+        compare_chain(pair, diff);
     }
+    for (const auto& [key, table] : differing)
+        add_base_chains(table, key.first, key.second, diff);
     return diff;
 }
 

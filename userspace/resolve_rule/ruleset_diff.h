@@ -10,7 +10,8 @@
 
 namespace tsdroptrace::resolve_rule {
 
-// By backend of the chains that differ, in any rule or in the policy; the lists are in the order of their snapshots.
+// By backend of the chains that differ, in any rule or in the policy; the lists are in the order of their snapshots,
+// base chains in that of their names.
 // Empty: all that a snapshot holds is the same, so counters, elements of sets or other namespaces have changed, or
 // nothing has. A rule that was taken out and put back where it was, by whatever means, is in no list.
 using RulesetDiff = std::map<Backend, DropChanges>;

@@ -16,10 +16,13 @@
 #include <sys/socket.h>
 
 #include <fmt/core.h>
+#include <linux/netfilter_arp/arp_tables.h>
+#include <linux/netfilter_bridge/ebtables.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/netfilter_ipv6/ip6_tables.h>
 #include <nftables/libnftables.h>
 
+#include "resolve_rule/ebt_blob.h"
 #include "resolve_rule/iptables_save.h"
 #include "resolve_rule/legacy_blob.h"
 #include "resolve_rule/nft_listing.h"
@@ -66,6 +69,18 @@ void ask_iptables(const std::string& program, SnapshotTable& table, std::vector<
         use_iptables_words(table, read_iptables_save(saved->out));
     else
         problems.push_back(saved.error().message);
+}
+
+// The same with the words of a program that lists: `options` are for that.
+void ask_for_listing(const std::string& program, const std::vector<std::string>& options, SnapshotTable& table,
+                     std::vector<std::string>& problems) {
+    std::vector<std::string> arguments{"-t", table.name};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    auto listed = run_program(program, arguments);
+    if (listed)
+        use_iptables_words(table, read_legacy_listing(listed->out));
+    else
+        problems.push_back(listed.error().message);
 }
 
 // ---- nf_tables ----
@@ -129,11 +144,23 @@ Result<Snapshot> read_nf_tables(std::size_t max_rules) {
     return snapshot;
 }
 
-// ---- ip_tables, ip6_tables ----
+// ---- ip_tables, ip6_tables, arp_tables ----
 
-// IPT_SO_GET_* and IP6T_SO_GET_* are the same numbers at another level, their structs the same.
-static_assert(IPT_SO_GET_INFO == IP6T_SO_GET_INFO && IPT_SO_GET_ENTRIES == IP6T_SO_GET_ENTRIES);
-static_assert(sizeof(ipt_getinfo) == sizeof(ip6t_getinfo) && sizeof(ipt_get_entries) == sizeof(ip6t_get_entries));
+// How each of them is asked. struct ipt_get_entries and its likes are the same.
+struct IpTables {
+    using Info = ipt_getinfo;
+    static constexpr int level = SOL_IP, get_info = IPT_SO_GET_INFO, get_entries = IPT_SO_GET_ENTRIES;
+};
+struct Ip6Tables {
+    using Info = ip6t_getinfo;
+    static constexpr int level = SOL_IPV6, get_info = IP6T_SO_GET_INFO, get_entries = IP6T_SO_GET_ENTRIES;
+};
+struct ArpTables {
+    using Info = arpt_getinfo;
+    static constexpr int level = SOL_IP, get_info = ARPT_SO_GET_INFO, get_entries = ARPT_SO_GET_ENTRIES;
+};
+static_assert(sizeof(ipt_get_entries) == sizeof(ip6t_get_entries) &&
+              sizeof(ipt_get_entries) == sizeof(arpt_get_entries));
 
 constexpr std::size_t max_blob = 64u << 20;
 constexpr std::size_t max_tables = 16; // five exist
@@ -144,13 +171,13 @@ struct Blob {
     std::span<const std::byte> entries() const { return std::span(bytes).subspan(sizeof(ipt_get_entries)); }
 };
 
-Result<Blob> read_blob(int socket, RuleFamily family, const std::string& table) {
-    int level = family == RuleFamily::ip6 ? SOL_IPV6 : SOL_IP;
+template <typename Tables>
+Result<Blob> read_blob(int socket, const std::string& table) {
     for (int attempt = 0; attempt < 3; attempt++) {
-        ipt_getinfo info{};
+        typename Tables::Info info{};
         table.copy(info.name, sizeof info.name - 1);
         socklen_t size = sizeof info;
-        if (getsockopt(socket, level, IPT_SO_GET_INFO, &info, &size) != 0)
+        if (getsockopt(socket, Tables::level, Tables::get_info, &info, &size) != 0)
             return Error{ErrorKind::other, fmt::format("table {}: {}", table, std::strerror(errno))};
         if (info.size > max_blob)
             return Error{ErrorKind::other, fmt::format("table {}: {} bytes are too many", table, info.size)};
@@ -164,7 +191,7 @@ Result<Blob> read_blob(int socket, RuleFamily family, const std::string& table) 
         std::memcpy(blob.bytes.data() + offsetof(ipt_get_entries, name), info.name, sizeof info.name);
         std::memcpy(blob.bytes.data() + offsetof(ipt_get_entries, size), &info.size, sizeof info.size);
         size = static_cast<socklen_t>(blob.bytes.size());
-        if (getsockopt(socket, level, IPT_SO_GET_ENTRIES, blob.bytes.data(), &size) == 0)
+        if (getsockopt(socket, Tables::level, Tables::get_entries, blob.bytes.data(), &size) == 0)
             return blob;
         if (errno != EAGAIN) // the table was replaced by one of another size
             break;
@@ -172,10 +199,23 @@ Result<Blob> read_blob(int socket, RuleFamily family, const std::string& table) 
     return Error{ErrorKind::other, fmt::format("table {}: {}", table, std::strerror(errno))};
 }
 
+// What is different from one of these to the next.
+struct LegacyFamily {
+    SnapshotKind kind;
+    RuleFamily family;
+    const char* names; // of its tables, below /proc/thread-self/net
+    int socket_family;
+    Result<Blob> (*read)(int socket, const std::string& table);
+};
+constexpr LegacyFamily legacy_families[] = {
+    {SnapshotKind::ip_tables, RuleFamily::ip, "ip_tables_names", AF_INET, read_blob<IpTables>},
+    {SnapshotKind::ip6_tables, RuleFamily::ip6, "ip6_tables_names", AF_INET6, read_blob<Ip6Tables>},
+    {SnapshotKind::arp_tables, RuleFamily::arp, "arp_tables_names", AF_INET, read_blob<ArpTables>},
+};
+
 // Only tables that are there: asking for another one would create it.
-std::vector<std::string> table_names(RuleFamily family, std::vector<std::string>& problems) {
-    const char* path =
-        family == RuleFamily::ip6 ? "/proc/thread-self/net/ip6_tables_names" : "/proc/thread-self/net/ip_tables_names";
+std::vector<std::string> table_names(const LegacyFamily& legacy, std::vector<std::string>& problems) {
+    const std::string path = fmt::format("/proc/thread-self/net/{}", legacy.names);
     std::ifstream file(path);
     if (!file)
         problems.push_back(fmt::format("cannot read {}: {}", path, std::strerror(errno)));
@@ -186,24 +226,33 @@ std::vector<std::string> table_names(RuleFamily family, std::vector<std::string>
     return names;
 }
 
-Result<Snapshot> read_legacy(RuleFamily family, std::size_t max_rules) {
-    Snapshot snapshot;
-    snapshot.kind = family == RuleFamily::ip6 ? SnapshotKind::ip6_tables : SnapshotKind::ip_tables;
-    std::vector<std::string> names = table_names(family, snapshot.problems);
-    if (names.empty())
-        return snapshot;
-    Fd socket(::socket(family == RuleFamily::ip6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
+Result<Fd> raw_socket(int family) {
+    Fd socket(::socket(family, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
     if (!socket)
         return Error{ErrorKind::other, fmt::format("cannot open a raw socket: {}", std::strerror(errno))};
+    return socket;
+}
 
-    auto program = find_save_program(family, "legacy");
+Result<Snapshot> read_legacy(const LegacyFamily& legacy, std::size_t max_rules) {
+    Snapshot snapshot;
+    snapshot.kind = legacy.kind;
+    std::vector<std::string> names = table_names(legacy, snapshot.problems);
+    if (names.empty())
+        return snapshot;
+    const auto socket = raw_socket(legacy.socket_family);
+    if (!socket)
+        return socket.error();
+
+    const bool is_arp = legacy.family == RuleFamily::arp;
+    auto program = is_arp ? find_program("arptables-legacy") : find_save_program(legacy.family, "legacy");
     if (!program)
-        snapshot.problems.push_back("iptables-legacy-save is not installed: matches and targets lack their details");
+        snapshot.problems.push_back(fmt::format("{} is not installed: matches and targets lack their details",
+                                                is_arp ? "arptables-legacy" : "iptables-legacy-save"));
     std::size_t rules = 0;
     for (const std::string& name : names) {
-        auto blob = read_blob(socket.get(), family, name);
-        auto table =
-            blob ? parse_ipt_blob(family, name, blob->info, blob->entries()) : Result<SnapshotTable>(blob.error());
+        auto blob = legacy.read(socket->get(), name);
+        auto table = blob ? parse_ipt_blob(legacy.family, name, blob->info, blob->entries())
+                          : Result<SnapshotTable>(blob.error());
         if (!table) {
             snapshot.problems.push_back(table.error().message);
             continue;
@@ -214,29 +263,106 @@ Result<Snapshot> read_legacy(RuleFamily family, std::size_t max_rules) {
             snapshot.problems.push_back(fmt::format("more than {} rules: table {} was left out", max_rules, name));
             break;
         }
-        if (program)
+        if (program && is_arp)
+            ask_for_listing(*program, {"-L", "-n"}, *table, snapshot.problems);
+        else if (program)
             ask_iptables(*program, *table, snapshot.problems);
         snapshot.tables.push_back(std::move(*table));
     }
     return snapshot;
 }
 
+// ---- ebtables ----
+
+Result<std::vector<std::byte>> read_ebt_blob(int socket, const std::string& table) {
+    std::vector<std::byte> blob;
+    for (int attempt = 0; attempt < 3; attempt++) {
+        ebt_replace request{};
+        table.copy(request.name, sizeof request.name - 1);
+        socklen_t size = sizeof request;
+        if (getsockopt(socket, SOL_IP, EBT_SO_GET_INFO, &request, &size) != 0)
+            break;
+        if (request.entries_size > max_blob)
+            return Error{ErrorKind::other, fmt::format("table {}: {} bytes are too many", table, request.entries_size)};
+        blob.resize(request.entries_size);
+        request.entries = reinterpret_cast<char*>(blob.data());
+        request.num_counters = 0;
+        size = static_cast<socklen_t>(sizeof request + request.entries_size);
+        if (getsockopt(socket, SOL_IP, EBT_SO_GET_ENTRIES, &request, &size) == 0)
+            return blob;
+        if (errno != EINVAL) // the table was replaced by one of another size
+            break;
+    }
+    return Error{ErrorKind::other, fmt::format("bridge table {}: {}", table, std::strerror(errno))};
+}
+
+// Whether the table's module has been unloaded: to ask for it would load it again.
+bool bridge_table_is_gone(const std::string& table) {
+    const auto is_module = [](const std::string& name) {
+        return access(fmt::format("/sys/module/{}/initstate", name).c_str(), F_OK) == 0;
+    };
+    return is_module("ebtables") && !is_module("ebtable_" + table);
+}
+
+// Only where the table is known to be there: see ruleset_reader.h.
+Result<Snapshot> read_bridge_table(SnapshotKind kind, std::size_t max_rules) {
+    const std::string name = kind == SnapshotKind::bridge_nat ? "nat" : "filter";
+    if (bridge_table_is_gone(name))
+        return Error{ErrorKind::other, fmt::format("bridge table {} is not there any more", name)};
+    const auto socket = raw_socket(AF_INET);
+    if (!socket)
+        return socket.error();
+    auto blob = read_ebt_blob(socket->get(), name);
+    auto table = blob ? parse_ebt_blob(name, *blob) : Result<SnapshotTable>(blob.error());
+    if (!table)
+        return table.error();
+    std::size_t rules = 0;
+    for (const SnapshotChain& chain : table->chains)
+        rules += chain.rules.size();
+    if (rules > max_rules)
+        return Error{ErrorKind::other, fmt::format("bridge table {}: more than {} rules", name, max_rules)};
+    Snapshot snapshot;
+    snapshot.kind = kind;
+    if (auto program = find_program("ebtables-legacy"))
+        ask_for_listing(*program, {"-L"}, *table, snapshot.problems);
+    else
+        snapshot.problems.push_back("ebtables-legacy is not installed: matches and targets lack their details");
+    snapshot.tables.push_back(std::move(*table));
+    return snapshot;
+}
+
 } // namespace
+
+Result<std::vector<LegacyTable>> read_legacy_tables(RuleFamily family) {
+    std::vector<std::string> problems;
+    std::vector<LegacyTable> tables;
+    const LegacyFamily& legacy = *std::ranges::find(legacy_families, family, &LegacyFamily::family);
+    const std::vector<std::string> names = table_names(legacy, problems);
+    if (names.empty())
+        return tables;
+    const auto socket = raw_socket(legacy.socket_family);
+    if (!socket)
+        return socket.error();
+    for (const std::string& name : names) {
+        auto blob = legacy.read(socket->get(), name);
+        if (!blob)
+            return blob.error();
+        const auto entries = blob->entries();
+        tables.push_back({name, blob->info, {entries.begin(), entries.end()}});
+    }
+    return tables;
+}
 
 Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules) {
     Result<Snapshot> snapshot = Error{};
     Status entered = run_in_netns(netns, [&] {
-        switch (kind) {
-        case SnapshotKind::nf_tables:
+        if (kind == SnapshotKind::nf_tables)
             snapshot = read_nf_tables(max_rules);
-            break;
-        case SnapshotKind::ip_tables:
-            snapshot = read_legacy(RuleFamily::ip, max_rules);
-            break;
-        case SnapshotKind::ip6_tables:
-            snapshot = read_legacy(RuleFamily::ip6, max_rules);
-            break;
-        }
+        else if (kind == SnapshotKind::bridge_filter || kind == SnapshotKind::bridge_nat)
+            snapshot = read_bridge_table(kind, max_rules);
+        for (const LegacyFamily& legacy : legacy_families)
+            if (legacy.kind == kind)
+                snapshot = read_legacy(legacy, max_rules);
     });
     if (!entered)
         return entered.error();

@@ -5,7 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
+#include "resolve_rule/legacy_blob.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
@@ -20,8 +23,21 @@ namespace tsdroptrace::resolve_rule {
 // not know; iptables-nft-save gives iptables' words for tables that have its names. `iptables-nft -S` would
 // print single chains where -save gives up on a table, but it ends in a (mostly empty) transaction, and
 // before iptables 1.8.9 creates missing base chains: it is not used.
-// ip_tables, ip6_tables: the tables in /proc/net/ip_tables_names, by getsockopt, with iptables-legacy-save's
-// words.
+// ip_tables, ip6_tables, arp_tables: the tables in /proc/net/ip_tables_names and its likes, by getsockopt, with
+// iptables-legacy-save's or arptables-legacy's words.
+// bridge_filter, bridge_nat: the table of ebtables, by getsockopt, with ebtables-legacy's words. Nothing tells which of
+// these a namespace has, and to ask creates them: to be called only once the table has dropped something there.
 Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules);
+
+// A table of ip_tables or ip6_tables as the kernel hands it out.
+struct LegacyTable {
+    std::string name;
+    BlobInfo info;
+    std::vector<std::byte> entries;
+    bool operator==(const LegacyTable&) const = default;
+};
+
+// All tables of that family in the calling thread's network namespace. Takes some 10 us for each hundred rules.
+Result<std::vector<LegacyTable>> read_legacy_tables(RuleFamily family);
 
 } // namespace tsdroptrace::resolve_rule

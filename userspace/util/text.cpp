@@ -211,6 +211,12 @@ std::string duration_text(std::int64_t duration_ns) {
     return fmt::format("{} h {} min", s / 3600, s / 60 % 60);
 }
 
+std::string sysctl_device(std::string_view device) {
+    std::string name(device);
+    std::ranges::replace(name, '.', '/');
+    return name;
+}
+
 std::string counted(std::uint64_t number, std::string_view noun) {
     return fmt::format("{} {}{}", number, noun, number == 1 ? "" : "s");
 }

@@ -32,6 +32,10 @@ std::size_t edit_distance(std::string_view a, std::string_view b);
 // One word for a POSIX shell: as it is when nothing in it means anything to a shell, else in single quotes.
 std::string shell_word(std::string_view text);
 
+// A device within the name of a sysctl, where dots separate: the dot of a VLAN device is written as a slash, as
+// sysctl(8) has it.
+std::string sysctl_device(std::string_view device);
+
 // CLOCK_REALTIME nanoseconds as "2026-08-01T12:00:01.000000042Z".
 std::string rfc3339_utc(std::int64_t time_ns);
 

@@ -29,6 +29,7 @@ class Result:
     right_ones: list = field(default_factory=list)
     # Not known, and said so.
     stale: list = field(default_factory=list)
+    unread: list = field(default_factory=list)
     no_path: list = field(default_factory=list)
     unknown: list = field(default_factory=list)
     # Never to be.
@@ -41,7 +42,7 @@ class Result:
         return len(self.right_ones)
 
     def add(self, other):
-        for name in ("right_ones", "stale", "no_path", "unknown", "wrong", "missing", "spurious"):
+        for name in ("right_ones", "stale", "unread", "no_path", "unknown", "wrong", "missing", "spurious"):
             getattr(self, name).extend(getattr(other, name))
 
 
@@ -88,14 +89,15 @@ def attribution(drop):
     process = drop["process"] and drop["process"]["comm"] if is_sent_here(key_of(drop), hook) else None
     return {"process": process, "kind": drop["drop"]["kind"], "hook": hook, "in_dev": packet["in_dev"],
             "out_dev": packet["out_dev"], "length": packet["length"], "ttl": packet["ttl"],
-            "rule": {name: value for name, value in rule.items() if name != "owner"} if rule else None}
+            "unknown": drop["drop"]["unknown"],
+            "rule": {name: value for name, value in rule.items() if name not in ("owner", "evidence")} if rule else None}
 
 
 def expected(backend, rules, key, fate):
     hook = rules.chains[fate.family, fate.table, fate.path[0][0]].hook
     return {"process": "oracle-agent" if is_sent_here(key, hook) else None,
             "kind": "policy" if fate.policy else "rule", "hook": hook, "in_dev": fate.in_dev,
-            "out_dev": fate.out_dev, "length": fate.length, "ttl": fate.ttl,
+            "out_dev": fate.out_dev, "length": fate.length, "ttl": fate.ttl, "unknown": None,
             "rule": expected_rule(backend, rules, fate.family, fate.table, fate.path)}
 
 
@@ -116,15 +118,15 @@ def verdict(got, wanted):
     if rule is None:
         return "unknown"
     known = copy.deepcopy(wanted)
-    if rule["stale"]:
-        # The text is gone, and with it what else comes from reading the rules; what the kernel's side says stays.
+    if rule["stale"] or (rule["text"] is None and wanted["rule"]["text"] is not None):
+        # Not read, so without its text and what else comes from reading; what the kernel's side says stays.
         last = rule["path"][-1:]
-        known["rule"].update(stale=True, text=None, verdict=rule["verdict"])
+        known["rule"].update(stale=rule["stale"], text=None, verdict=rule["verdict"])
         if rule["backend"] == "iptables-legacy":
             known["rule"]["path"] = last
         if wanted["rule"]["backend"] == "iptables-nft":
             known["rule"]["backend"] = "nftables"
-        return "stale" if got == known else "wrong"
+        return "wrong" if got != known else "stale" if rule["stale"] else "unread"
     if rule["backend"] == "iptables-legacy" and len(rule["path"]) == 1 < len(wanted["rule"]["path"]):
         known["rule"]["path"] = known["rule"]["path"][-1:]
         return "no_path" if got == known else "wrong"
@@ -209,17 +211,25 @@ def random_rules(group, guest, validator, backend, broken=False):
             for key, *rest in getattr(result, kind):
                 group.true(False, f"{kind}: {key}: {'; '.join(difference(*rest))}" if len(rest) == 2 else
                            f"{kind}: {key}", None if len(rest) == 2 else rest[0])
-        # Right after the rules have come, and their modules with them, it may say that it does not know.
-        for kind in ("stale", "unknown", "no_path"):
+        # Right after the rules have come, and their modules with them, it may say that it does not know, or have no text:
+        # rules that change while they are read are not read again at once.
+        for kind in ("stale", "unread", "unknown", "no_path"):
             for key, got, wanted in getattr(result, kind):
                 unknown[kind] += 1
                 dropped += 1
-                if primed and kind != "no_path":
+                if primed and guest.may_be_unseen({"rule": got["rule"], "drop": got}):
+                    unknown["unseen"] += 1
+                elif primed and guest.may_be_suspects({"rule": got["rule"], "drop": got}):
+                    unknown["suspects"] += 1
+                elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
     print(f"    {backend}: {dropped} packets that a rule or a policy dropped; not fully known: {dict(unknown)}")
     group.true(dropped >= (30 if backend == "mixed" else 100), "packets that rules and policies dropped", dropped)
+    group.true(unknown["unread"] <= dropped / 4, "drops whose rule had not been read", unknown["unread"])
     # Gotos may lead to a chain in more ways than one: chance decides how often.
     group.true(unknown["no_path"] <= dropped / 2, "drops without the whole path", unknown["no_path"])
+    group.true(unknown["unseen"] <= dropped / 50, "drops that the kernel ran no probe for", unknown["unseen"])
+    group.true(unknown["suspects"] <= dropped / 50, "drops by a policy, or else by a match", unknown["suspects"])
     # The oracle itself must notice what is off by one (only policies have neither number nor handle), lacking, or told
     # twice.
     named = [one for _, one in faults["shifted"].right_ones if one["rule"]["number"] or one["rule"]["handle"]]

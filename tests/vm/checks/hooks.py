@@ -8,7 +8,8 @@ from .guest import check_lines, check_terminal, seconds
 from .oracle import Ruleset
 
 VM, PROVIDER = "10.0.0.2", "10.0.0.1"
-SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways", "targets"]
+SCENARIOS = ["families", "hook-functions", "queues", "legacy-ways", "targets", "matches-legacy",
+             "matches-iptables-nft", "legacy-arp", "legacy-bridge"]
 
 
 # ---- nf_tables: families, expressions ----
@@ -121,8 +122,6 @@ def hook_functions_untold(group, guest, run, counters):
     expect_untold(group, [d for d in ours if d["packet"]["dport"] != 7751], "nf_hook_slow", "a hook function", "a drop")
     clashes, full, ipvs = ([d for d in ours if d["packet"]["dport"] == port] for port in (7751, 7752, 7754))
     group.true(len(ipvs) >= 3, "drops by IPVS", len(ipvs))
-    arp = [d for d in ours if d["packet"]["family"] == "other"]
-    group.true(len(arp) >= 3, "drops by the legacy table of ARP", len(arp))
     dropped, failed = (end - start for start, end in zip(counters["start"], counters["end"]))
     group.true(clashes and full, "drops by conntrack", (len(clashes), len(full)))
     group.equal(len(clashes), failed, "connections that conntrack counts as not inserted")
@@ -173,15 +172,6 @@ def hook_functions(group, guest, validator):
             else:
                 group.equal((function or {}).get("bpf_program"), None, f"{what}: BPF program")
         group.true(name in run.out, f"{what}: the terminal names {name}", run.out[-800:])
-    # Legacy ARP tables: the function is known, and that it is one of them is said; which rule is not.
-    arp = [d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] == "hook"]
-    late = [d for d in arp if seconds(d["time"]) >= marks["known"]]
-    group.true(len(arp) > len(late) >= 2, "ARP: drops, before and after the first was read", (len(arp), len(late)))
-    for drop in arp:
-        group.fields(drop, {"rule": None, "drop": {"hook": "input", "reason": "NETFILTER_DROP"}}, "ARP")
-    for drop in late:
-        group.fields(drop["drop"]["hook_function"], {"name": "arpt_do_table", "module": "arp_tables"}, "ARP")
-        group.true("arptables-legacy" in drop["explanation"]["summary"], "ARP: the explanation names the tool", drop)
     clashes, full = run.drops_to_port(7751), run.drops_to_port(7752)
     dropped, failed = (end - start for start, end in zip(counters["start"], counters["end"]))
     clashes, full = (sum(d["drop"]["kind"] == "hook" and d["netns"]["inode"] == guest.netns for d in drops)
@@ -340,11 +330,14 @@ def legacy_ways(group, guest, validator):
         for number in (3, 4):
             mine = [d for d in run.drops_to_port(7783, family) if (d["rule"] or {}).get("number") == number]
             expect(family, mine, 1, "filter", [("INPUT", number)], f"{family}: packets that two rules share")
-    # No rule has counted these, since it is the match that drops them: so none is named.
+    # No rule has counted these, since it is the match that drops them: so none is named, before it is traced.
     full = sorted(run.drops_to_port(7784), key=lambda d: d["mono_ns"])
     group.equal(len(full), 3, "packets that a match or its rule drops: drop lines")
     expect("ipv4", full[:1], 1, "filter", [("INPUT", 5)], "the one that the match has room for")
     for drop in full[1:]:
+        if drop["rule"]:
+            group.fields(drop["rule"], {"chain": "INPUT", "number": 5, "verdict": "hotdrop"}, "a match that drops")
+            continue
         group.fields(drop, {"rule": None, "drop": {"kind": "hook", "hook": "input",
                                                    "unknown": lambda text: "a match" in text}}, "a match that drops")
 
@@ -400,11 +393,262 @@ def targets(group, guest, validator):
                 "handle": rule.handle, "text": rule.text, "confidence": "exact", "stale": False}, rule.text)
 
 
+# ---- matches that drop by themselves ----
+
+def matches(group, guest, validator, backend):
+    scenario = f"matches-{backend}"
+    legacy = backend == "legacy"
+    run, known = guest.run(scenario), guest.marks(scenario)["known"]
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    rules = legacy_rules(guest, f"{scenario}/after")
+    if not legacy:
+        rules.add_handles(guest.text(f"{scenario}/after.nft"))
+
+    # The oracle: the rules' own counters, and how many datagrams came as far as UDP.
+    def input_rule(number, chain="INPUT", family="ip"):
+        return rules.rule(family, "filter", chain, number)
+    group.equal([input_rule(n).packets for n in (1, 2, 3, 4)], [1, 0, 2, 1], "what the rules of INPUT counted")
+    group.equal([input_rule(n, "short").packets for n in (1, 2)], [0, 0], "what the rules of short counted")
+    group.equal([input_rule(n, family="ip6").packets for n in (1, 2)], [1, 0], "IPv6: what the rules counted")
+    policy = rules.chains["ip", "filter", "INPUT"]
+    group.equal((policy.policy, policy.packets), ("drop", 2 if legacy else 3), "what the policy counted")
+    names, before = (guest.text(f"{scenario}/udp.before").splitlines()[i].split() for i in (0, 1))
+    after = guest.text(f"{scenario}/udp.after").splitlines()[1].split()
+    no_ports = names.index("NoPorts")
+    group.equal(int(after[no_ports]) - int(before[no_ports]), 2, "datagrams that no rule, match or policy dropped")
+    for port in (7791, 7793):  # the controls
+        passed = [d for d in run.drops_to_port(port, "ipv4") if d["drop"]["kind"] == "kernel"]
+        group.equal(len(passed), 1, f"port {port}: the one that passed died where nobody listens")
+
+    def expect_match(drops, count, path, what, family="ip", ruleset=rules):
+        group.equal(len(drops), count, f"{what}: drop lines")
+        rule = ruleset.rule(family, "filter", *path[-1])
+        for drop in drops:
+            group.fields(drop, {"drop": {"kind": "rule", "hook": "input", "unknown": None},
+                                "explanation": {"summary": lambda text: "match of this rule" in text}}, what)
+            group.fields(drop["rule"] or {}, {
+                "backend": "iptables-legacy" if legacy else "iptables-nft", "family": family, "table": "filter",
+                "chain": path[-1][0], "number": path[-1][1], "handle": rule.handle, "text": rule.text,
+                "verdict": "hotdrop", "confidence": "exact", "stale": False}, what)
+            group.equal([(s["chain"], s["number"]) for s in (drop["rule"] or {"path": []})["path"]], path, f"{what}: path")
+
+    def of_netfilter(drops):
+        return [d for d in drops if d["drop"]["kind"] != "kernel"]
+
+    def unknown(drops, function, what):
+        group.equal(len(drops), 1, f"{what}: drop lines before anything is known")
+        for drop in drops:
+            group.fields(drop, {"rule": None, "drop": {
+                "kind": "hook", "hook": "input", "unknown": lambda text: "by itself" in text and function in text}}, what)
+
+    full = of_netfilter(run.drops_to_port(7791, "ipv4"))
+    first = [d for d in full if seconds(d["time"]) < known]
+    if legacy:
+        unknown(first, "hashlimit_mt", "the first packet that a match drops")
+    else:
+        group.equal(first, [], "no packet was dropped by a match yet")
+    expect_match([d for d in full if d not in first], 3, [("INPUT", 1)], "hashlimit without room")
+    six = of_netfilter(run.drops_to_port(7791, "ipv6"))
+    expect_match(six, 2, [("INPUT", 1)], "IPv6: hashlimit without room", "ip6")
+    short = [d for d in run.drops if d["packet"]["proto"] == "tcp"]
+    expect_match(short, 2, [("INPUT", 3), ("short", 1)], "a header of two bytes")
+
+    def expect_policy(drops, count, what):
+        group.equal(len(drops), count, f"{what}: drop lines")
+        for drop in drops:
+            group.fields(drop, {"drop": {"kind": "policy", "unknown": None}}, what)
+            group.fields(drop["rule"] or {}, {"table": "filter", "chain": "INPUT", "confidence": "exact"}, what)
+
+    by_policy = run.drops_to_port(7794)
+    early = [d for d in by_policy if seconds(d["time"]) < known]
+    if not legacy:
+        unknown(early, "hashlimit_mt", "a policy's first packet, behind matches that may drop")
+    expect_policy([d for d in by_policy if d not in early], 2, "what the policy drops")
+    if not guest.old:
+        attached = {when: set(re.findall(r"^(\S+)", guest.text(f"{scenario}/attached.{when}"), re.M))
+                    for when in ("before", "after")}
+        for name in ("hashlimit_mt", "multiport_mt") if legacy else ("nft_match_eval", "nft_match_large_eval"):
+            group.equal((name in attached["before"], name in attached["after"]), (False, True),
+                        f"{name} is traced once a packet has died that it may have dropped")
+        group.true("conntrack_mt_v3" not in attached["after"], "a match that cannot drop is not traced")
+    if legacy:
+        return
+
+    run, known = guest.run(scenario, "again"), guest.marks(scenario)["known.again"]
+    check_lines(group, run, validator)
+    again = Ruleset().add_save(guest.text(f"{scenario}/again.save4"), "ip")
+    again.add_handles(guest.text(f"{scenario}/again.nft"))
+    group.equal([again.rule("ip", "filter", "INPUT", n).packets for n in (1, 2, 5)], [1, 0, 1], "again: what rules counted")
+    group.equal(again.chains["ip", "filter", "INPUT"].packets, 5, "again: what the policy counted")
+    for drop in run.drops_to_port(7795):
+        group.fields(drop["rule"] or {}, {"chain": "INPUT", "number": 5, "verdict": "drop"}, "again: a plain rule")
+    full = run.drops_to_port(7791)
+    first = [d for d in full if seconds(d["time"]) < known]
+    unknown(first, "hashlimit_mt", "again: the first packet that a match drops")
+    expect_match([d for d in full if d not in first], 2, [("INPUT", 1)], "again: hashlimit without room", ruleset=again)
+    by_policy = run.drops_to_port(7794)
+    if first and "nf_hook_slow" in first[0]["drop"]["location"]:  # one place for all: the policy is not known yet
+        early = [d for d in by_policy if seconds(d["time"]) < known]
+        unknown(early, "hashlimit_mt", "again: a policy's first packet")
+        by_policy = [d for d in by_policy if d not in early]
+        expect_policy(by_policy, 1, "again: what the policy drops")
+    else:
+        expect_policy(by_policy, 2, "again: what the policy drops, elsewhere than a rule")
+
+
+# ---- legacy tables of ARP ----
+
+def legacy_arp(group, guest, validator):
+    run = guest.run("legacy-arp")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    rules = Ruleset().add_listing(guest.text("legacy-arp/after.list"), guest.text("legacy-arp/after.counters"),
+                                  "arp", "filter")
+    # who is asked for -> hook, way to the rule, who asks (the target mangle has changed it)
+    cases = {"10.0.0.81": ("input", [("INPUT", 1)], PROVIDER),
+             "10.0.0.82": ("input", [("INPUT", 2), ("outer", 2), ("inner", 2)], PROVIDER),
+             "10.0.0.83": ("input", [("INPUT", 3)], "10.0.0.99"),
+             "10.0.0.84": ("input", [("INPUT", 5)], "10.0.0.98"),
+             "10.0.0.85": ("output", [("OUTPUT", 1)], VM),
+             "10.0.0.86": ("output", [("OUTPUT", 2), ("outer", 2), ("inner", 2)], VM),
+             "10.0.0.87": ("input", [("INPUT", None)], PROVIDER)}
+    arp = [d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] != "kernel"]
+    by_rule = Counter()
+    for asked, (hook, path, asks) in cases.items():
+        drops = [d for d in arp if d["packet"]["dst"] == asked]
+        # The last round's copy makes one more request.
+        group.equal(len(drops), 4 if asked == "10.0.0.86" else 3, f"requests for {asked} that were dropped")
+        chain, number = path[-1]
+        text = rules.rule("arp", "filter", chain, number).text if number else None
+        if guest.old and asked == "10.0.0.83":  # rules of that target are not watched
+            for drop in drops:
+                group.fields(drop, {"rule": None, "drop": {
+                    "kind": "hook", "unknown": lambda text: "an extension target" in (text or "")}}, f"5.10: {asked}")
+            by_rule[chain, number] += len(drops)
+            continue
+        for drop in drops:
+            what = f"request for {asked}"
+            group.fields(drop, {"drop": {"kind": "rule" if number else "policy", "hook": hook, "unknown": None,
+                                         "hook_function": None}, "packet": {"src": asks}}, what)
+            group.fields(drop["rule"] or {}, {
+                "backend": "iptables-legacy", "family": "arp", "table": "filter", "chain": chain, "number": number,
+                "handle": None, "text": text, "verdict": "drop", "confidence": "exact", "stale": False}, what)
+            group.equal([(s["chain"], s["number"]) for s in (drop["rule"] or {"path": []})["path"]], path,
+                        f"{what}: path")
+            by_rule[chain, number] += 1
+    group.equal(len(arp), sum(by_rule.values()), "nothing else that netfilter dropped was ARP")
+    for (chain, number), packets in by_rule.items():
+        counted = rules.rule("arp", "filter", chain, number).packets if number \
+            else rules.chains["arp", "filter", chain].packets
+        group.equal(packets, counted, f"{chain} {number or 'policy'}: the rule's own counter")
+    group.equal(rules.rule("arp", "filter", "inner", 1).packets, 0, "a rule that met nothing")
+    group.true("arptables-legacy" in run.out, "the terminal names the tool", run.out[-800:])
+    # Rules that drop were added, one after the other.
+    changes = [c for c in run.of_type("ruleset") if any(r["family"] == "arp" for r in c["drops"]["added"])]
+    added = sorted(r["text"] for c in changes for r in c["drops"]["added"])
+    group.equal(added, sorted(f"-A {chain} -j DROP -d 10.0.1.{i}" for chain in ("INPUT", "OUTPUT") for i in (1, 2, 3)),
+                "rules that were added")
+    group.true(all(c["backend"] == "iptables-legacy" for c in changes), "their backend")
+
+
+# ---- legacy tables of bridges ----
+
+BRIDGE_VM, LEFT = "100.100.7.3", "100.100.7.1"
+
+
+def legacy_bridge(group, guest, validator):
+    if "ebtables" not in guest.text("legacy-bridge/modules"):  # from 7.2
+        return group.true(guest.kernel.split(".")[0] not in ("5", "6"), "a kernel that has no ebtables any more")
+    run = guest.run("legacy-bridge")
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")
+    group.equal(run.final["lost"], {}, "nothing was lost")
+    rules = Ruleset()
+    for table in ("filter", "nat"):
+        rules.add_listing(guest.text(f"legacy-bridge/{table}.list"), guest.text(f"legacy-bridge/{table}.counters"),
+                          "bridge", table)
+    # port -> hook, table, way to the rule; a number of None is a policy
+    cases = {7821: ("forward", "filter", [("FORWARD", 1)]),
+             7822: ("forward", "filter", [("FORWARD", 2), ("outer", 2), ("inner", 2)]),
+             7823: ("input", "filter", [("INPUT", 1)]),
+             7824: ("output", "filter", [("OUTPUT", 1)]),
+             7825: ("output", "filter", [("OUTPUT", 2), ("outer", 2), ("inner", 2)]),
+             7826: ("forward", "filter", [("strict", None)]),
+             7827: ("prerouting", "nat", [("PREROUTING", 1)]),
+             7828: ("postrouting", "nat", [("POSTROUTING", 1)]),
+             7829: ("prerouting", "nat", [("PREROUTING", 3)]),
+             7830: ("prerouting", "nat", [("PREROUTING", 4), ("changes", 1)]),
+             7831: ("prerouting", "nat", [("PREROUTING", 5)]),
+             7833: ("input", "filter", [("INPUT", None)])}
+    if guest.old:  # neither the rule nor the hook is told there
+        for port, (hook, _, _) in cases.items():
+            drops = run.drops_to_port(port)
+            group.equal((len(drops), [d["rule"] for d in drops]), (4, [None] * 4), f"5.10: drops to port {port}")
+            if hook in ("forward", "input", "postrouting"):
+                expect_untold(group, drops, "nf_hook_slow", "no rule was seen", f"5.10: port {port}")
+        return
+    counted = Counter()
+    for port, (hook, table, path) in cases.items():
+        drops, (chain, number) = run.drops_to_port(port), path[-1]
+        rule = rules.rule("bridge", table, chain, number) if number else None
+        what = f"port {port}"
+        group.equal(len(drops), 4, f"{what}: drop lines")
+        for drop in drops:
+            group.fields(drop, {"process": lambda process, own=hook == "output": bool(process) == own, "drop": {
+                "kind": "rule" if number else "policy", "hook": hook, "unknown": None, "hook_function": None}}, what)
+            group.fields(drop["rule"] or {}, {
+                "backend": "iptables-legacy", "family": "bridge", "table": table, "chain": chain, "number": number,
+                "handle": None, "text": rule and rule.text, "verdict": "drop", "confidence": "exact", "stale": False},
+                what)
+            group.equal([(s["chain"], s["number"]) for s in (drop["rule"] or {"path": []})["path"]], path,
+                        f"{what}: path")
+        if number:
+            counted[table, chain, number] += len(drops)
+    for (table, chain, number), packets in counted.items():
+        rule = rules.rule("bridge", table, chain, number)
+        group.equal(packets, rule.packets, f"{chain} {number}: the rule's own counter, {rule.text}")
+    # Answers to requests, which are dropped once they have been answered.
+    answered = [d for d in run.drops if d["packet"]["dst"] == "100.100.7.77" and d["drop"]["kind"] == "rule"]
+    rule = rules.rule("bridge", "nat", "PREROUTING", 2)
+    group.equal(len(answered), rule.packets, "requests that arpreply has answered")
+    group.true(answered, "there were some")
+    for drop in answered:
+        group.fields(drop["rule"], {"family": "bridge", "table": "nat", "chain": "PREROUTING", "number": 2,
+                                    "text": rule.text}, "arpreply")
+        group.equal(drop["drop"]["hook"], "prerouting", "arpreply: hook")
+    # What broute "drops" is routed: here a rule of iptables drops it.
+    routed = run.drops_to_port(7832)
+    group.equal(len(routed), 4, "packets that broute has routed: drop lines")
+    for drop in routed:
+        group.fields(drop["rule"] or {}, {"family": "ip", "table": "filter", "chain": "INPUT", "number": 1},
+                     "what broute has routed")
+    # Two chains that it may have ended in have the policy: which one it was is not known.
+    both = run.drops_to_port(7834)
+    group.equal(len(both), 4, "two policies: drop lines")
+    for drop in both:
+        group.fields(drop, {"rule": None, "drop": {"kind": "hook", "hook": "input",
+                                                   "unknown": lambda text: "several chains" in (text or "")}}, "two policies")
+    group.true("ebtables-legacy" in run.out, "the terminal names the tool", run.out[-800:])
+    changes = [c for c in run.of_type("ruleset") if any(r["family"] == "bridge" for r in c["drops"]["added"])]
+    texts = [r["text"] or f"{r['chain']} policy" for c in changes for r in c["drops"]["added"]]
+    group.equal(texts, ["-A FORWARD -p IPv4 --ip-proto udp --ip-dport 7899 -j DROP", "INPUT policy"], "what was added")
+
+
 # ---- all of it ----
 
-def all_checks(run, guest, validator):
-    run("families and expressions of nf_tables", families, guest, validator)
-    run("functions at hooks", hook_functions, guest, validator)
-    run("queues", queues, guest, validator)
-    run("ways through legacy tables", legacy_ways, guest, validator)
-    run("targets that fail, and sets", targets, guest, validator)
+def all_checks(run, validator):
+    run("families", "families and expressions of nf_tables", families, validator)
+    run("hook-functions", "functions at hooks", hook_functions, validator)
+    run("queues", "queues", queues, validator)
+    run("legacy-ways", "ways through legacy tables", legacy_ways, validator)
+    run("targets", "targets that fail, and sets", targets, validator)
+    for backend in ("legacy", "iptables-nft"):
+        run(f"matches-{backend}", f"{backend}: matches that drop by themselves", matches, validator, backend)
+    run("legacy-arp", "legacy tables of ARP", legacy_arp, validator)
+    run("legacy-bridge", "legacy tables of bridges", legacy_bridge, validator)

@@ -66,6 +66,28 @@ class Ruleset:
                     Rule(rule, packets and int(packets), octets and int(octets)))
         return self
 
+    def add_listing(self, listing, counters, family, table):
+        """What arptables-legacy -L -n or ebtables-legacy -L prints, and the same with counters, in one table."""
+        header = r"(?:Chain (\S+) \((?:policy (\S+)|\d+ references)(?: (\d+) packets)?|Bridge chain: (\S+), entries: \d+, policy: (\S+))"
+        numbers = []
+        for text, counted in ((listing, False), (counters, True)):
+            name = None
+            for line in text.splitlines():
+                if match := re.match(header, line):
+                    name = match.group(1) or match.group(4)
+                    policy = (match.group(2) or match.group(5) or "").rstrip(")").lower()
+                    chain = self.chains.setdefault((family, table, name), Chain(policy, hook=BUILTIN.get(name)))
+                    if counted and match.group(3):
+                        chain.packets = int(match.group(3))
+                    numbers = []
+                elif name and line.strip():
+                    if counted:
+                        numbers.append(int(re.search(r", pcnt ?= ?(\d+) -- bcnt", line).group(1)))
+                        self.rule(family, table, name, len(numbers)).packets = numbers[-1]
+                    else:
+                        self.chains[family, table, name].rules.append(Rule(f"-A {name} {line.rstrip()}"))
+        return self
+
     def add_handles(self, listing):
         """Handles for chains that are known from iptables-nft-save: the nth rule of a chain is the same in both."""
         other = Ruleset().add_nft(listing)

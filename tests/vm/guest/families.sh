@@ -8,26 +8,7 @@
 
 network none
 forwarding
-# The VM is also a bridge, between "left" and "right".
-for side in left right; do
-    ip netns add $side
-    ip link add $side type veth peer name eth0 netns $side
-    ip link set $side up
-done
-ip link add br0 type bridge
-ip -batch - <<'IP'
-link set left master br0
-link set right master br0
-address add 100.100.7.3/24 dev br0
-link set br0 up
-IP
-for side in left right; do
-    ip -netns $side -batch - <<IP
-address add 100.100.7.$([ $side = left ] && echo 1 || echo 2)/24 dev eth0
-link set lo up
-link set eth0 up
-IP
-done
+bridge
 
 deep() {
     local i

@@ -57,8 +57,7 @@ full() { # PACKETS: no room for more connections
     sysctl -qw net.netfilter.nf_conntrack_max=65536
 }
 {
-    ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
-    modprobe -a ip_vs ip_vs_rr arptable_filter
+    modprobe -a ip_vs ip_vs_rr
     vm_helper ipvs $vm4 7754 # and nobody to send to
     others=(ipv4_confirm)
     if [[ $(uname -r) != 6.1.* && -z $old ]]; then # from 6.4
@@ -70,23 +69,14 @@ full() { # PACKETS: no room for more connections
     /tests/send $client4 2 7751
     ip netns exec provider /tests/send $client4 1 7753
     ip netns exec provider /tests/send $vm4 1 7754
-    # The legacy table of ARP is such a function, too: which of its rules it was is not known.
-    vm_helper arptables drop
-    ip netns exec provider /tests/send 10.0.0.91 1 9
-    vm_helper arptables accept
     full 1
     # Each of them is traced within a second and what it takes to attach, under emulation longer.
-    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions ipv4_conntrack_in ipv6_conntrack_in ip_vs_in_hook arpt_do_table \
-        "${others[@]}"
+    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions ipv4_conntrack_in ipv6_conntrack_in ip_vs_in_hook "${others[@]}"
     pause 0.2
     mark known
     /tests/send $client4 3 7751
     ip netns exec provider /tests/send $client4 2 7753
     ip netns exec provider /tests/send $vm4 2 7754
-    vm_helper arptables drop
-    ip netns exec provider /tests/send 10.0.0.92 1 9
-    ip netns exec provider /tests/send 10.0.0.93 1 9
-    vm_helper arptables accept
     full 3
     counters end
 } >"$out/send.log" 2>&1

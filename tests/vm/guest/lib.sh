@@ -120,6 +120,30 @@ IP
     sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 }
 
+# The VM is also a bridge, between "left" and "right".
+bridge() {
+    local side
+    for side in left right; do
+        ip netns add $side
+        ip link add $side type veth peer name eth0 netns $side
+        ip link set $side up
+    done
+    ip link add br0 type bridge
+    ip -batch - <<'IP'
+link set left master br0
+link set right master br0
+address add 100.100.7.3/24 dev br0
+link set br0 up
+IP
+    for side in left right; do
+        ip -netns $side -batch - <<IP
+address add 100.100.7.$([ $side = left ] && echo 1 || echo 2)/24 dev eth0
+link set lo up
+link set eth0 up
+IP
+    done
+}
+
 # Everything that network, forwarding and the scenarios set up, gone again.
 reset_machine() {
     set +e
@@ -158,6 +182,15 @@ IP
     for tool in iptables-legacy-restore ip6tables-legacy-restore; do
         $tool <<<"$tables"
     done
+    for table in filter nat broute; do
+        [ -d /sys/module/ebtable_$table ] || continue
+        ebtables-legacy -t $table --init-table
+    done
+    if [ -d /sys/module/arptable_filter ]; then # else the tool would load it
+        arptables-legacy -F
+        arptables-legacy -X
+        for chain in INPUT OUTPUT FORWARD; do arptables-legacy -P $chain ACCEPT; done
+    fi
 } >"$out/reset.log" 2>&1
 # The next scenario finds the machine as this one did, however this one ends.
 trap 'status=$?; reset_machine; exit $status' EXIT

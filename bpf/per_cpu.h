@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The kernel's per-CPU memory. To name one of its variables takes the verifier a look through all of the kernel's types, in
+// each program that does: so one small program does it, which userspace runs once at the start, and all others read
+// what it has found.
+#pragma once
+
+#include "event.h"
+#include "kernel_compat.h"
+
+extern const bool nf_skb_duplicated __ksym __weak; // to 6.15
+
+#ifdef TSDT_KPROBES
+const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no programs that userspace may just run
+
+// What to add to a per-CPU address to get this CPU's copy.
+static __always_inline u64 this_cpu_offset(void)
+{
+	u64 offset = 0;
+
+	bpf_probe_read_kernel(&offset, sizeof(offset), (u64 *)per_cpu_offset_at + bpf_get_smp_processor_id());
+	return offset;
+}
+
+static __always_inline u64 address_of_duplicated(void)
+{
+	const bool *address = &nf_skb_duplicated;
+
+	asm volatile("" : "+r"(address)); // loaded once, and not once for each use
+	return (u64)address;
+}
+#else
+extern const struct rq runqueues __ksym; // any per-CPU variable will do
+
+static u64 per_cpu_offset[TSDT_MAX_CPUS];
+static u64 duplicated_at;
+
+static long find_offset(u32 cpu, u64 *runqueues_at)
+{
+	const void *there = bpf_per_cpu_ptr(&runqueues, cpu);
+
+	if (!there || cpu >= TSDT_MAX_CPUS)
+		return 1;
+	per_cpu_offset[cpu] = as_number(there) - *runqueues_at;
+	return 0;
+}
+
+SEC("syscall") // 5.14, 79a7f8bdb159
+int find_per_cpu_memory(void *ctx)
+{
+	u64 runqueues_at = as_number(&runqueues);
+
+	duplicated_at = as_number(&nf_skb_duplicated);
+	bpf_loop(TSDT_MAX_CPUS, find_offset, &runqueues_at, 0);
+	return 0;
+}
+
+static __always_inline u64 this_cpu_offset(void)
+{
+	return per_cpu_offset[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+}
+
+static __always_inline u64 address_of_duplicated(void)
+{
+	return duplicated_at;
+}
+#endif
+
+// Whether a copy that TEE or dup has made passes the tables now, in the middle of another packet's way: per task from
+// 6.16 (a1f1acb9c5db), per CPU before.
+__noinline int compat_duplicating(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	u64 per_cpu = address_of_duplicated();
+	bool duplicating = false;
+
+	if (bpf_core_field_exists(task->in_nf_duplicate))
+		return BPF_CORE_READ_BITFIELD_PROBED(task, in_nf_duplicate);
+	if (per_cpu)
+		bpf_probe_read_kernel(&duplicating, sizeof(duplicating), (void *)(per_cpu + this_cpu_offset()));
+	return duplicating;
+}

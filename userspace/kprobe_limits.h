@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What a backend that is exact all the same does not tell: the reason of its capability, which a terminal shows too.
+#pragma once
+
+#include <string_view>
+
+namespace tsdroptrace {
+
+constexpr std::string_view limits_of_kprobes = "with kprobes, since this kernel's modules have no type information: "
+                                               "functions at hooks and queues are not told, nor "
+                                               "a rule whose probe the kernel skips";
+
+} // namespace tsdroptrace
