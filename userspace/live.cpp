@@ -459,6 +459,7 @@ void LiveRun::judge_changes(Clock::time_point now) {
     auto seen = tracer_->seen(); // before the causes: what is dropped in between must not look as if it had passed
     KernelCounts counts = kernel_counts(tracer_->causes(), {}, tracer_->lost());
     counts.seen = std::move(seen);
+    counts.handled_until_ns = handled_until_ns_;
     report_stopped(counts);
 }
 
