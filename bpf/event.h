@@ -189,12 +189,14 @@ struct tsdt_choice_key {
 	__u32 value;
 };
 
-// What userspace replaces in the instructions of programs that see every packet: numbers in the kernel's BTF, which a
-// constant would cost a load for.
+// What userspace replaces in instructions, by numbers in the kernel's BTF: libbpf would read all of the kernel's types for
+// them, and a constant would cost a load.
 enum tsdt_placeholder {
 	TSDT_RDONLY_CAST = 0x7eed0001, // of a call
 	TSDT_TYPE_IPHDR = 0x7eed0002,
 	TSDT_TYPE_IPV6HDR = 0x7eed0003,
+	TSDT_RUNQUEUES = 0x7eed0004, // of a variable
+	TSDT_NF_SKB_DUPLICATED = 0x7eed0005,
 };
 
 // Packets of the filter that pass, by device: key and value of the map `seen`.

@@ -7,9 +7,9 @@
 #include "event.h"
 #include "kernel_compat.h"
 
-extern const bool nf_skb_duplicated __ksym __weak; // to 6.15
-
 #ifdef TSDT_KPROBES
+extern const bool nf_skb_duplicated __ksym __weak;
+
 const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no programs that userspace may just run
 
 // What to add to a per-CPU address to get this CPU's copy.
@@ -29,14 +29,20 @@ static __always_inline u64 address_of_duplicated(void)
 	return (u64)address;
 }
 #else
-extern const struct rq runqueues __ksym; // any per-CPU variable will do
+// Userspace puts the numbers of the variables in, as libbpf would, after it had read all of the kernel's types. 0: not there.
+#define KERNEL_VARIABLE(placeholder)                                                   \
+	({                                                                             \
+		void *address__;                                                       \
+		asm volatile("%0 = %1 ll" : "=r"(address__) : "i"(placeholder)); \
+		address__;                                                             \
+	})
 
 static u64 per_cpu_offset[TSDT_MAX_CPUS];
 static u64 duplicated_at;
 
 static long find_offset(u32 cpu, u64 *runqueues_at)
 {
-	const void *there = bpf_per_cpu_ptr(&runqueues, cpu);
+	const void *there = bpf_per_cpu_ptr(KERNEL_VARIABLE(TSDT_RUNQUEUES), cpu); // any per-CPU variable will do
 
 	if (!there || cpu >= TSDT_MAX_CPUS)
 		return 1;
@@ -47,9 +53,9 @@ static long find_offset(u32 cpu, u64 *runqueues_at)
 SEC("syscall") // 5.14, 79a7f8bdb159
 int find_per_cpu_memory(void *ctx)
 {
-	u64 runqueues_at = as_number(&runqueues);
+	u64 runqueues_at = as_number(KERNEL_VARIABLE(TSDT_RUNQUEUES));
 
-	duplicated_at = as_number(&nf_skb_duplicated);
+	duplicated_at = as_number(KERNEL_VARIABLE(TSDT_NF_SKB_DUPLICATED)); // to 6.15
 	bpf_loop(TSDT_MAX_CPUS, find_offset, &runqueues_at, 0);
 	return 0;
 }

@@ -459,6 +459,7 @@ void LiveRun::judge_changes(Clock::time_point now) {
     auto seen = tracer_->seen(); // before the causes: what is dropped in between must not look as if it had passed
     KernelCounts counts = kernel_counts(tracer_->causes(), {}, tracer_->lost());
     counts.seen = std::move(seen);
+    counts.handled_until_ns = handled_until_ns_;
     report_stopped(counts);
 }
 
@@ -483,6 +484,7 @@ KernelCounts LiveRun::counts() const {
     auto causes = tracer_->causes(); // before the flows: see Aggregator
     KernelCounts counts = kernel_counts(std::move(causes), tracer_->flows(), tracer_->lost());
     counts.seen = tracer_->seen();
+    counts.handled_until_ns = handled_until_ns_;
     return counts;
 }
 
@@ -515,7 +517,7 @@ void LiveRun::retire_causes() {
     if (retired.causes.empty())
         return;
     const KernelCounts last = kernel_counts(std::move(retired.causes), retired.flows, {});
-    pipeline_.retire(last, realtime_ns());
+    pipeline_.retire(last);
     for (const tsdt_cause& cause : last.causes) {
         retired_packets_ += cause.packets;
         causes_.erase(cause.key);

@@ -51,9 +51,37 @@ bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
         settle(drop, {nullptr, false, "more packets died at once than can wait for a look at the counters"});
     } else {
         drop.rule = resolver_.resolve(cause, record);
+        if (cannot_have_matched(drop))
+            disown(drop);
     }
     show(drop);
     return !drop.noise;
+}
+
+// The rule of a legacy table is known by its counter. When processes are preempted within tables, one packet in many
+// thousands gets the counter of another: mostly that rule cannot have matched it.
+bool Pipeline::cannot_have_matched(const Drop& drop) {
+    const Rule* rule = drop.rule.get();
+    if (!rule || rule->backend != Backend::iptables_legacy || drop.site.kind != DropKind::rule || !rule->text ||
+        rule->verdict == "hotdrop")
+        return false;
+    if (rule->family != RuleFamily::ip && rule->family != RuleFamily::ip6)
+        return false;
+    auto found = matches_.find(drop.rule);
+    if (found == matches_.end()) {
+        if (matches_.size() >= max_matches)
+            matches_.clear();
+        found = matches_.try_emplace(drop.rule, *rule->text, rule->backend).first;
+    }
+    return !found->second.may_match(drop.packet, false);
+}
+
+void Pipeline::disown(Drop& drop) {
+    drop.rule = nullptr;
+    drop.site.kind = DropKind::hook;
+    drop.site.unknown = "the counter of a rule of iptables-legacy moved that cannot have matched it: packets met the "
+                        "table at once";
+    count_apart(drop);
 }
 
 void Pipeline::show(Drop& drop) {
@@ -76,6 +104,11 @@ void Pipeline::settle(Drop& drop, resolve_rule::Answer answer) {
     drop.rule = std::move(answer.rule);
     drop.site.kind = answer.policy ? DropKind::policy : DropKind::rule;
     drop.site.unknown.clear();
+    count_apart(drop);
+}
+
+// Takes the packet out of the kernel's cause, into that of its rule, or of those without.
+void Pipeline::count_apart(Drop& drop) {
     Part* part = part_of(drop);
     if (!part)
         return;
@@ -96,7 +129,8 @@ void Pipeline::settle(Drop& drop, resolve_rule::Answer answer) {
 
 // Null when there are too many: then its packets stay where the kernel has counted them.
 Pipeline::Part* Pipeline::part_of(const Drop& drop) {
-    const Rule& rule = *drop.rule;
+    static const Rule none;
+    const Rule& rule = drop.rule ? *drop.rule : none;
     std::string key;
     for (const std::string& piece :
          {std::to_string(drop.cause_id), std::to_string(static_cast<int>(rule.backend)),
@@ -201,15 +235,15 @@ Pipeline::Counts Pipeline::decode_counts(const KernelCounts& counts) const {
 }
 
 // Causes of which no packet's record got through: what the kernel says of the cause itself. While tracing goes on
-// (`final` is not set), the record of a new one may still be on its way: then it is left out.
-void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, std::int64_t now_ns,
-                         bool final) {
-    constexpr std::int64_t on_its_way_ns = 2'000'000'000;
+// (`final` is not set), the record of a new one may still be on its way, for seconds where a large ruleset is being read:
+// then it is left out.
+void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, bool final) {
+    constexpr std::uint64_t disorder_ns = 2'000'000'000; // CPUs hand theirs over in an order that is nearly that of time
     for (std::size_t i = 0; i < counts.causes.size(); i++) {
         const tsdt_cause& cause = counts.causes[i];
         if (known_causes_.contains(cause.id) || causes[i].packets == 0)
             continue;
-        if (!final && now_ns - causes[i].first_ns < on_its_way_ns) {
+        if (!final && cause.first_ns + disorder_ns >= counts.handled_until_ns) {
             causes[i].packets = 0;
             continue;
         }
@@ -221,9 +255,9 @@ void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::Caus
     }
 }
 
-void Pipeline::retire(const KernelCounts& counts, std::int64_t now_ns) {
+void Pipeline::retire(const KernelCounts& counts) {
     Counts last = decode_counts(counts);
-    introduce(counts, last.causes, now_ns, true);
+    introduce(counts, last.causes, true);
     aggregator_.retire(last.causes, last.flows);
     for (const tsdt_cause& cause : counts.causes)
         known_causes_.erase(cause.id);
@@ -233,7 +267,7 @@ Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, boo
     Counts now = decode_counts(counts);
     if (!parts_.empty() || !waiting_.empty())
         split(now.causes, now.flows, final);
-    introduce(counts, now.causes, now_ns, final);
+    introduce(counts, now.causes, final);
     Summary summary = aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
     if (counts.seen)
         summary.seen = decode::decode_seen(*counts.seen, machine_);

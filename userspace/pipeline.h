@@ -24,6 +24,7 @@
 #include "output/output.h"
 #include "resolve_rule/inference.h"
 #include "resolve_rule/resolve_rule.h"
+#include "resolve_rule/rule_match.h"
 #include "util/result.h"
 
 namespace tsdroptrace {
@@ -35,6 +36,8 @@ struct KernelCounts {
     std::map<std::string, std::uint64_t> lost; // where -> events
     // Packets that pass; none: they are not counted.
     std::optional<std::vector<tsdt_seen_count>> seen = {};
+    // CLOCK_MONOTONIC: the records of all packets that died before have been handed to the pipeline.
+    std::uint64_t handled_until_ns = ~std::uint64_t{0};
 };
 
 class Pipeline {
@@ -55,7 +58,7 @@ public:
     bool drop(const tsdt_drop& record, const tsdt_cause& cause);
 
     // Last counts of causes that the kernel has forgotten: they stay in the summary. All their drops were handed over.
-    void retire(const KernelCounts& counts, std::int64_t now_ns);
+    void retire(const KernelCounts& counts);
     // The rulesets whose counters have to be looked at for packets that are waiting, and when the first of these has
     // died (CLOCK_MONOTONIC).
     std::map<std::pair<resolve_rule::SnapshotKind, std::uint32_t>, std::uint64_t> waiting() const;
@@ -92,11 +95,13 @@ private:
         std::vector<aggregate::FlowCount> flows;
     };
     Counts decode_counts(const KernelCounts& counts) const;
-    void introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, std::int64_t now_ns,
-                   bool final);
+    void introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, bool final);
     Summary summarize(const KernelCounts& counts, std::int64_t now_ns, bool final);
     void complete(Drop& drop);
     void show(Drop& drop);
+    bool cannot_have_matched(const Drop& drop);
+    void disown(Drop& drop);
+    void count_apart(Drop& drop);
     void settle(Drop& drop, resolve_rule::Answer answer);
     void check(const Status& status);
 
@@ -111,7 +116,8 @@ private:
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
 
     // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown
-    // ones. Those of one rule are a cause of their own, taken out of the kernel's.
+    // ones. Those of one rule are a cause of their own, taken out of the kernel's; so are packets that the kernel's side
+    // has told of a rule which cannot have matched them.
     using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
     struct Part {
         std::uint32_t id = 0, of = 0; // the kernel's cause
@@ -128,6 +134,10 @@ private:
 
     Part* part_of(const Drop& drop);
     void split(std::vector<aggregate::CauseCount>& causes, std::vector<aggregate::FlowCount>& flows, bool final) const;
+
+    // What rules of iptables-legacy ask of a packet.
+    static constexpr std::size_t max_matches = 1024;
+    std::map<std::shared_ptr<const Rule>, resolve_rule::RuleMatch> matches_;
 
     resolve_rule::InferredBackends inferred_;
     resolve_rule::Inference inference_;

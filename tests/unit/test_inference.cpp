@@ -730,6 +730,51 @@ Look look_at(std::int64_t begin_ns, const std::shared_ptr<const Snapshot>& snaps
 
 } // namespace
 
+TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {
+    class Legacy : public SnapshotSource {
+    public:
+        std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return rules_; }
+
+    private:
+        std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(legacy_rules());
+    } snapshots;
+    decode::Machine machine;
+    machine.own_netns = netns;
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    pipeline.start(Start{});
+
+    tsdt_cause cause = cause_of_input();
+    cause.key.source = TSDT_SOURCE_LEGACY_RULE;
+    cause.key.unknown = TSDT_UNKNOWN_NONE;
+    cause.key.generation = 1;
+    cause.key.offset = 100;
+    cause.family = NFPROTO_IPV4;
+    std::strcpy(cause.table, "filter");
+    cause.steps = 1;
+    std::strcpy(cause.step[0].chain, "INPUT");
+    cause.step[0].number = 2;
+    pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
+    pipeline.drop(dead(2 * second, 82, IPPROTO_TCP), cause); // its counter was another packet's
+    REQUIRE(shown.drops.size() == 2);
+    REQUIRE(shown.drops[0].rule);
+    CHECK(shown.drops[0].rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
+    CHECK_FALSE(shown.drops[1].rule);
+    CHECK(shown.drops[1].site.kind == DropKind::hook);
+    CHECK(shown.drops[1].site.unknown.find("cannot have matched") != std::string::npos);
+
+    cause.packets = 2;
+    cause.bytes = 160;
+    pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
+    const Summary& summary = shown.summaries.back();
+    REQUIRE(summary.causes.size() == 2);
+    CHECK(summary.causes[0].packets == 1);
+    CHECK(summary.causes[1].packets == 1);
+    CHECK((summary.causes[0].example.rule != nullptr) != (summary.causes[1].example.rule != nullptr));
+}
+
 TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stays what the kernel has counted") {
     const auto rules = std::make_shared<const Snapshot>(legacy_rules());
     decode::Machine machine;

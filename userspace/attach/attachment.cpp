@@ -75,6 +75,12 @@ std::string_view function_of(const bpf_program* program) {
     return {};
 }
 
+std::string tracepoint_of(const bpf_program* program) {
+    constexpr std::string_view prefix = "tp_btf/";
+    const std::string_view section = bpf_program__section_name(program);
+    return section.starts_with(prefix) ? "btf_trace_" + std::string(section.substr(prefix.size())) : std::string{};
+}
+
 // Attaching to a function waits for grace periods of the kernel, tens of milliseconds and more on a busy machine: by
 // several threads for several functions, these pass together.
 void attach_all(std::vector<Attachment>& attachments) {

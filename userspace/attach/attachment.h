@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,6 +22,9 @@ inline constexpr std::string_view function_sections[] = {"fentry/", "fexit/", "k
 
 // "fentry/nft_do_chain" -> "nft_do_chain", as do the kinds above; empty for a program that is not on a function.
 std::string_view function_of(const bpf_program* program);
+
+// "tp_btf/kfree_skb" -> "btf_trace_kfree_skb", the name that the kernel's types have for it; empty for another program.
+std::string tracepoint_of(const bpf_program* program);
 
 struct Attachment {
     bpf_program* program = nullptr; // loaded

@@ -110,20 +110,6 @@ void BpfObject::set_constant(std::string_view name, const void* value, std::size
     std::memcpy(begin + place->offset, value, size);
 }
 
-void BpfObject::replace(const char* name, std::int32_t placeholder, std::uint32_t number) const {
-    bpf_program* found = program(name);
-    const bpf_insn* begin = bpf_program__insns(found);
-    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(found));
-    for (bpf_insn& instruction : instructions) {
-        if (instruction.imm != placeholder)
-            continue;
-        instruction.imm = static_cast<std::int32_t>(number);
-        if (instruction.code == (BPF_JMP | BPF_CALL))
-            instruction.src_reg = BPF_PSEUDO_KFUNC_CALL;
-    }
-    bpf_program__set_insns(found, instructions.data(), instructions.size());
-}
-
 void* BpfObject::variable(std::string_view name, std::size_t size) const {
     bpf_map* variables = map(".bss");
     const auto place = place_in(object_, ".bss", name);
@@ -147,6 +133,8 @@ KernelTypes::Names BpfObject::functions() const {
     bpf_object__for_each_program (program, object_)
         if (const std::string_view function = function_of(program); !function.empty())
             functions.emplace(function);
+        else if (std::string name = tracepoint_of(program); !name.empty())
+            functions.insert(std::move(name));
     return functions;
 }
 

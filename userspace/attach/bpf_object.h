@@ -53,10 +53,6 @@ public:
 
     void set_constant(std::string_view name, const void* value, std::size_t size) const;
 
-    // Before load(): gives the instructions of a program whose immediate is the placeholder that number instead, as that
-    // of a function of the kernel where they are calls.
-    void replace(const char* program, std::int32_t placeholder, std::uint32_t number) const;
-
     // The kernel's copy of a variable, from load() on and for as long as this lives; nullptr where there is none. One
     // of another size is a programming error.
     template <typename T>

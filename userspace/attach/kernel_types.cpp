@@ -110,12 +110,14 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
     const unsigned end = btf__type_cnt(types);
     for (unsigned id = from; id < end; ++id) {
         const btf_type* type = btf__type_by_id(types, id);
-        const bool is_function = btf_is_func(type);
+        // Functions, and what is looked up as they are: variables, and tracepoints.
+        bool is_function = btf_is_func(type) || btf_is_var(type);
         if (!is_function && !btf_is_composite(type) && !btf_is_any_enum(type) && !btf_is_typedef(type))
             continue;
         const char* name = btf__name_by_offset(types, type->name_off);
         if (!name || !*name)
             continue;
+        is_function |= btf_is_typedef(type) && std::string_view(name).starts_with("btf_trace_");
         if (is_function) {
             if (search.functions.find(name))
                 functions_.try_emplace(name, FunctionId{btf_object, id});

@@ -161,7 +161,6 @@ bool rules_may_queue(const KernelTypes& types) {
 }
 
 // What bpf/seen.h needs to read a header with one load.
-constexpr const char* rdonly_cast = "bpf_rdonly_cast";
 constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
 
 // How many functions may be traced so in one run.
@@ -172,28 +171,65 @@ constexpr std::size_t max_late_functions = 48;
 thread_local const KernelTypes* types_for_loading = nullptr;
 thread_local std::string_view function_for_loading;
 
-int set_attach_target(bpf_program* program, bpf_prog_load_opts* options, long) {
-    std::string_view name = function_of(program);
-    if (is_template(name))
-        name = function_for_loading;
+// By enum tsdt_placeholder, from TSDT_RDONLY_CAST.
+constexpr const char* rdonly_cast = "bpf_rdonly_cast";
+constexpr struct {
+    const char* name;      // in the kernel's BTF
+    std::uint8_t src_reg;  // what the number is, to the kernel
+} placeholders[] = {{rdonly_cast, BPF_PSEUDO_KFUNC_CALL},
+                    {"iphdr", 0},
+                    {"ipv6hdr", 0},
+                    {"runqueues", BPF_PSEUDO_BTF_ID},
+                    {"nf_skb_duplicated", BPF_PSEUDO_BTF_ID}};
+
+// 0 in the place of what is not there.
+void fill_in(std::vector<bpf_insn>& instructions) {
+    for (bpf_insn& instruction : instructions) {
+        const auto index = static_cast<std::uint32_t>(instruction.imm) - TSDT_RDONLY_CAST;
+        if (index >= std::size(placeholders))
+            continue;
+        const auto& [name, src_reg] = placeholders[index];
+        const auto id = types_for_loading->function(name);
+        const std::uint32_t number = id && id->btf_object == 0 ? id->type_id : types_for_loading->vmlinux_type(name);
+        instruction.imm = static_cast<std::int32_t>(number);
+        instruction.src_reg = number ? src_reg : 0;
+    }
+}
+
+// What libbpf does for programs of this kind, with what KernelTypes has found.
+int prepare(bpf_program* program, bpf_prog_load_opts* options, long) {
+    const bpf_insn* begin = bpf_program__insns(program);
+    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(program));
+    fill_in(instructions);
+    if (const int error = bpf_program__set_insns(program, instructions.data(), instructions.size()))
+        return error;
+    if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
+        options->prog_flags |= BPF_F_SLEEPABLE; // there are no others
+        return 0;
+    }
+    std::string name = tracepoint_of(program);
+    if (name.empty())
+        name = is_template(function_of(program)) ? function_for_loading : function_of(program);
     const auto id = types_for_loading->function(name);
     if (!id)
         return -ESRCH;
     options->attach_btf_id = id->type_id;
     options->attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    return 0;
+    return bpf_program__set_type(program, BPF_PROG_TYPE_TRACING);
 }
 
-// libbpf looks each function up in vmlinux once more for each module that is loaded: seconds on a machine with
-// many. These handlers, which it asks before its own, use what KernelTypes has found in one go.
+// libbpf reads the kernel's types once more for programs of this kind, and looks each function up in vmlinux again for
+// each module that is loaded: seconds on a machine with many. So these are of another kind until they are loaded.
 void register_lookup() {
     static bool done = false;
     if (std::exchange(done, true))
         return;
     LIBBPF_OPTS(libbpf_prog_handler_opts, handler);
-    handler.prog_prepare_load_fn = set_attach_target;
-    libbpf_register_prog_handler("fentry/", BPF_PROG_TYPE_TRACING, BPF_TRACE_FENTRY, &handler);
-    libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_TRACING, BPF_TRACE_FEXIT, &handler);
+    handler.prog_prepare_load_fn = prepare;
+    libbpf_register_prog_handler("fentry/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FENTRY, &handler);
+    libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FEXIT, &handler);
+    libbpf_register_prog_handler("tp_btf/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_RAW_TP, &handler);
+    libbpf_register_prog_handler("syscall", BPF_PROG_TYPE_SYSCALL, {}, &handler);
 }
 
 // The modules that have types of their own, and so functions to attach to.
@@ -603,8 +639,7 @@ void Tracer::State::set_seen_constants(const BpfObject& object) const {
 
 // Of the programs that see every packet, those that cost least where they can be loaded.
 void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
-    const auto cast = types_for_loading->function(rdonly_cast);
-    const bool by_call = on_kprobes() || !cast;
+    const bool by_call = on_kprobes() || !types_for_loading->function(rdonly_cast);
     const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
         return range.family == IpFamily::ipv4;
     });
@@ -612,14 +647,6 @@ void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
     for (const std::string_view kind : {"by_call", "any", "ipv4"})
         for (const std::string_view way : {"sent", "received"})
             object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
-    if (!any || by_call)
-        return;
-    for (const std::string_view way : {"sent", "received"}) {
-        const std::string program = fmt::format("{}_{}", way, chosen);
-        object.replace(program.c_str(), TSDT_RDONLY_CAST, cast->type_id);
-        object.replace(program.c_str(), TSDT_TYPE_IPHDR, types_for_loading->vmlinux_type("iphdr"));
-        object.replace(program.c_str(), TSDT_TYPE_IPV6HDR, types_for_loading->vmlinux_type("ipv6hdr"));
-    }
 }
 
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
@@ -804,7 +831,8 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
             types.merge(kprobe.types());
     auto functions = fentry.functions();
-    functions.insert(rdonly_cast);
+    for (const auto& placeholder : placeholders)
+        functions.insert(placeholder.name);
     state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.

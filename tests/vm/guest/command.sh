@@ -34,7 +34,7 @@ with not-a-program --json-file "$out/not-a-program.json" -- /etc/passwd
 with killed --json-file "$out/killed.json" -- sh -c 'kill -KILL $$'
 # Tracing ends before it does.
 with duration --json-file "$out/duration.json" --duration 500ms -- \
-    bash -c "sleep 3; echo after >/dev/udp/$dns4/7603; exit 4"
+    bash -c "sleep 6; echo after >/dev/udp/$dns4/7603; exit 4"
 
 # SIGTERM is for the command, which takes its time.
 launch terminated --dst "$ranges" --json-file "$out/terminated.json" -- \
