@@ -144,3 +144,26 @@ static __always_inline u64 frame_at_return(struct pt_regs *regs)
 	return PT_REGS_SP(regs);
 #endif
 }
+
+// Functions whose first two arguments are of use when they return.
+static __always_inline void begin_call(struct pt_regs *ctx)
+{
+	u64 frame = frame_at_entry(ctx);
+	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx)};
+
+	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+}
+
+// False: its begin was missed.
+static __always_inline bool end_call(struct pt_regs *ctx, u64 *first, u64 *second)
+{
+	u64 frame = frame_at_return(ctx);
+	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+
+	if (!call)
+		return false;
+	*first = call->argument[0];
+	*second = call->argument[1];
+	bpf_map_delete_elem(&calls, &frame);
+	return true;
+}

@@ -113,25 +113,16 @@ static __always_inline void match_done(struct sk_buff *skb, const struct xt_acti
 SEC("kprobe/match_function")
 int match_function_begin(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_entry(ctx);
-	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx)};
-
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	begin_call(ctx);
 	return 0;
 }
 
 SEC("kretprobe/match_function")
 int match_function_end(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_return(ctx), skb, par;
-	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	u64 skb, par;
 
-	if (!call)
-		return 0;
-	skb = call->argument[0];
-	par = call->argument[1];
-	bpf_map_delete_elem(&calls, &frame);
-	if (MODULE_READ(xt_action_param, par, hotdrop))
+	if (end_call(ctx, &skb, &par) && MODULE_READ(xt_action_param, par, hotdrop))
 		match_done((struct sk_buff *)skb, (struct xt_action_param *)par);
 	return 0;
 }

@@ -168,23 +168,16 @@ enum { FAMILY_OF_STATE = FAMILIES };
 
 static __always_inline int target_begins(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_entry(ctx);
-	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx)};
-
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	begin_call(ctx);
 	return 0;
 }
 
 static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 {
-	u64 frame = frame_at_return(ctx), skb, par;
-	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	u64 skb, par;
 
-	if (!call)
+	if (!end_call(ctx, &skb, &par))
 		return 0;
-	skb = call->argument[0];
-	par = call->argument[1];
-	bpf_map_delete_elem(&calls, &frame);
 	if ((u32)PT_REGS_RC(ctx) != NF_DROP)
 		return 0;
 	if (family == FAMILY_OF_STATE) {

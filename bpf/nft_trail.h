@@ -28,8 +28,6 @@ int nft_immediate_eval_begin(u64 *ctx) // struct nft_expr *expr, struct nft_regs
 	s32 code = compat_expr_read(expr, struct nft_immediate_expr, data.verdict.code);
 	struct trail *trail;
 
-	if (code == NF_ACCEPT) // what most packets meet is asked first
-		return 0;
 	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
 	trail = this_cpu_trail();

@@ -256,6 +256,7 @@ private:
     void go_on_checking(Clock::time_point now);
     bool is_checked() const;
     void finish();
+    KernelCounts cause_counts() const;
     KernelCounts counts() const;
     void record(const KernelCounts& last);
 
@@ -441,12 +442,9 @@ void LiveRun::report_changes(bool last) {
     }
 }
 
-KernelCounts kernel_counts(std::vector<tsdt_cause> causes, const std::vector<attach::FlowCount>& flows,
-                           std::map<std::string, std::uint64_t> lost) {
-    KernelCounts counts{std::move(causes), {}, std::move(lost)};
+void add_flows(KernelCounts& counts, const std::vector<attach::FlowCount>& flows) {
     for (const attach::FlowCount& flow : flows)
         counts.flows.emplace_back(flow.key, flow.packets);
-    return counts;
 }
 
 // Counts are read for it once a second, and only while a change may have stopped something. The first time is as soon
@@ -457,9 +455,8 @@ void LiveRun::judge_changes(Clock::time_point now) {
         return;
     rulesets_changed_ = false;
     auto seen = tracer_->seen(); // before the causes: what is dropped in between must not look as if it had passed
-    KernelCounts counts = kernel_counts(tracer_->causes(), {}, tracer_->lost());
+    KernelCounts counts = cause_counts();
     counts.seen = std::move(seen);
-    counts.handled_until_ns = handled_until_ns_;
     report_stopped(counts);
 }
 
@@ -480,11 +477,16 @@ void LiveRun::follow_clock() {
     }
 }
 
-KernelCounts LiveRun::counts() const {
-    auto causes = tracer_->causes(); // before the flows: see Aggregator
-    KernelCounts counts = kernel_counts(std::move(causes), tracer_->flows(), tracer_->lost());
-    counts.seen = tracer_->seen();
+KernelCounts LiveRun::cause_counts() const {
+    KernelCounts counts{tracer_->causes(), {}, tracer_->lost()};
     counts.handled_until_ns = handled_until_ns_;
+    return counts;
+}
+
+KernelCounts LiveRun::counts() const {
+    KernelCounts counts = cause_counts(); // before the flows: see Aggregator
+    add_flows(counts, tracer_->flows());
+    counts.seen = tracer_->seen();
     return counts;
 }
 
@@ -516,7 +518,8 @@ void LiveRun::retire_causes() {
     attach::Retired retired = tracer_->retire_causes(std::min(settled, handled_until_ns_));
     if (retired.causes.empty())
         return;
-    const KernelCounts last = kernel_counts(std::move(retired.causes), retired.flows, {});
+    KernelCounts last{std::move(retired.causes), {}, {}};
+    add_flows(last, retired.flows);
     pipeline_.retire(last);
     for (const tsdt_cause& cause : last.causes) {
         retired_packets_ += cause.packets;

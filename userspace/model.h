@@ -117,6 +117,9 @@ struct PathStep {
     std::optional<std::uint64_t> handle; // nf_tables only
 };
 
+// The verdict of a rule of which a match has dropped the packet by itself.
+inline constexpr std::string_view verdict_of_match = "hotdrop";
+
 struct Rule {
     Backend backend = Backend::nftables;
     RuleFamily family = RuleFamily::ip;
@@ -125,7 +128,7 @@ struct Rule {
     std::optional<std::uint64_t> handle;
     std::optional<std::string> text;
     std::vector<PathStep> path;   // base chain first, the dropping rule last; for a policy the base chain alone
-    std::string verdict = "drop"; // "hotdrop": a match of the rule dropped the packet by itself
+    std::string verdict = "drop";
     Confidence confidence = Confidence::exact;
     std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
     bool stale = false;

@@ -63,7 +63,7 @@ bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
 bool Pipeline::cannot_have_matched(const Drop& drop) {
     const Rule* rule = drop.rule.get();
     if (!rule || rule->backend != Backend::iptables_legacy || drop.site.kind != DropKind::rule || !rule->text ||
-        rule->verdict == "hotdrop")
+        rule->verdict == verdict_of_match)
         return false;
     if (rule->family != RuleFamily::ip && rule->family != RuleFamily::ip6)
         return false;

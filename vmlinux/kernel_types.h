@@ -59,7 +59,6 @@ enum {
 };
 enum {
 	NF_DROP = 0,
-	NF_ACCEPT = 1,
 	NF_VERDICT_MASK = 0xff,
 	NF_QUEUE = 3,
 	NF_INET_NUMHOOKS = 5,

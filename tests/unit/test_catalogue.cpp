@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The catalogue of explanations: what comes with the program, held against drops as they are met
 // (tests/fixtures/explain/cases.yaml) and the kernels' own reasons (tests/fixtures/reasons), and the user's files.
+#include "address.h"
 #include "catch.h"
 
 #include <algorithm>
@@ -28,14 +29,6 @@ using namespace tsdroptrace::explain;
 namespace {
 
 const std::string fixtures = TSDROPTRACE_FIXTURES;
-
-Address address(const std::string& text) {
-    Address out;
-    const bool ipv6 = text.find(':') != std::string::npos;
-    out.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
-    REQUIRE(inet_pton(ipv6 ? AF_INET6 : AF_INET, text.c_str(), out.bytes.data()) == 1);
-    return out;
-}
 
 bool has(const std::string& text, std::string_view part) {
     return text.find(part) != std::string::npos;

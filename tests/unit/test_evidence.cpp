@@ -19,20 +19,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "catch.h"
 
 using namespace tsdroptrace;
 using namespace tsdroptrace::evidence;
 
 namespace {
-
-Address address(const char* text) {
-    Address out;
-    const bool ipv6 = std::string_view(text).find(':') != std::string_view::npos;
-    out.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
-    REQUIRE(inet_pton(ipv6 ? AF_INET6 : AF_INET, text, out.bytes.data()) == 1);
-    return out;
-}
 
 constexpr std::uint64_t second = 1'000'000'000, noon = 1000 * second;
 

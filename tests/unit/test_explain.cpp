@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Rule texts are those of iptables-save and `nft list ruleset` on hosts that run the owner in question.
+#include "address.h"
 #include "catch.h"
 
 #include <algorithm>
@@ -14,14 +15,6 @@ using namespace tsdroptrace;
 using namespace tsdroptrace::explain;
 
 namespace {
-
-Address address(const char* text) {
-    Address out;
-    const bool ipv6 = std::string_view(text).find(':') != std::string_view::npos;
-    out.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
-    REQUIRE(inet_pton(ipv6 ? AF_INET6 : AF_INET, text, out.bytes.data()) == 1);
-    return out;
-}
 
 // The founding incident: the answer of Alibaba Cloud's DNS dies on INPUT.
 Drop incident(Backend backend, const char* rule_text) {

@@ -14,6 +14,7 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
 
+#include "address.h"
 #include "catch.h"
 #include "explain/catalogue_yaml.h"
 #include "pipeline.h"
@@ -29,13 +30,6 @@ namespace {
 
 constexpr std::uint32_t netns = 4026531840;
 constexpr std::int64_t second = 1'000'000'000;
-
-Address address(const char* text) {
-    Address address;
-    address.family = std::strchr(text, ':') ? IpFamily::ipv6 : IpFamily::ipv4;
-    REQUIRE(inet_pton(address.family == IpFamily::ipv6 ? AF_INET6 : AF_INET, text, address.bytes.data()) == 1);
-    return address;
-}
 
 Packet packet(std::uint8_t proto, const char* src, std::uint16_t sport, const char* dst, std::uint16_t dport,
               std::uint32_t length = 80) {

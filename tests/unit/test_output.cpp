@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // Whole outputs are compared with tests/fixtures/golden. After a wanted change, write them again with
 // TSDROPTRACE_UPDATE_GOLDEN=1 and read the difference.
+#include "address.h"
 #include "catch.h"
 
 #include <arpa/inet.h>
@@ -35,14 +36,6 @@ constexpr std::int64_t second = 1'000'000'000;
 constexpr std::int64_t noon = 1785585600 * second; // 2026-08-01T12:00:00Z
 
 // ---- fixtures ----
-
-Address address(const char* text) {
-    Address out;
-    const bool ipv6 = std::string_view(text).find(':') != std::string_view::npos;
-    out.family = ipv6 ? IpFamily::ipv6 : IpFamily::ipv4;
-    REQUIRE(inet_pton(ipv6 ? AF_INET6 : AF_INET, text, out.bytes.data()) == 1);
-    return out;
-}
 
 void explained(Drop& drop) {
     const explain::Explainer explainer(Backend::iptables_legacy);

@@ -103,11 +103,13 @@ void BpfObject::set_constant(std::string_view name, const void* value, std::size
     bpf_map* constants = map(".rodata");
     const auto place = place_in(object_, ".rodata", name);
     std::size_t all = 0;
-    // What load() hands to the kernel, and makes read-only. (bpf_map__set_initial_value() would copy all of it.)
-    auto* begin = constants ? static_cast<std::byte*>(const_cast<void*>(bpf_map__initial_value(constants, &all))) : nullptr;
+    const auto* begin = constants ? static_cast<const std::byte*>(bpf_map__initial_value(constants, &all)) : nullptr;
     if (!begin || !place || place->size != size || place->offset + size > all)
         no_such(name);
-    std::memcpy(begin + place->offset, value, size);
+    std::vector<std::byte> bytes(begin, begin + all);
+    std::memcpy(bytes.data() + place->offset, value, size);
+    if (bpf_map__set_initial_value(constants, bytes.data(), all))
+        throw std::logic_error(fmt::format("{} was to be set after its BPF object was loaded", name));
 }
 
 void* BpfObject::variable(std::string_view name, std::size_t size) const {

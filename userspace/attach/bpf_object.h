@@ -62,7 +62,7 @@ public:
 
     int load() const; // 0 or a negative error
 
-    // What the object may find in the kernel: functions to attach to, and types. "___flavour" is no part of a name.
+    // What the object may find in the kernel: functions and tracepoints to attach to, and types. "___flavour" is no part of a name.
     KernelTypes::Names functions() const;
     KernelTypes::Names types() const;
 

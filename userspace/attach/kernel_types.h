@@ -26,7 +26,7 @@ class KernelTypes {
 public:
     using Names = std::unordered_set<std::string>;
 
-    // Looks for `functions`, and for the structs, unions, enums and typedefs of `types`, in vmlinux and in the modules
+    // Looks for `functions`, variables and tracepoints ("btf_trace_kfree_skb") among them, and for the structs, unions, enums and typedefs of `types`, in vmlinux and in the modules
     // that are loaded now: netfilter's, and `more_modules`. Finds nothing on a kernel without BTF; modules have theirs
     // from 5.11.
     KernelTypes(const Names& functions, const Names& types, const Names& more_modules = {});

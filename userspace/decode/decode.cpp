@@ -76,11 +76,9 @@ static_assert(std::size(unknown_sentences) == TSDT_UNKNOWN_MANY_POLICIES + 1);
 constexpr std::string_view suspect_sentences[] = {
     "no rule was seen dropping it; registered at that hook, so one of these did: ",
     "no dropping rule of iptables-legacy was seen counting it: perhaps an extension target dropped it, or a match that "
-    "may "
-    "drop by itself; the table has these: ",
+    "may drop by itself; the table has these: ",
     "no rule was seen dropping it: either the policy of the chain did, or a match of iptables-nft that may drop by "
-    "itself, "
-    "such as ",
+    "itself, such as ",
 };
 
 // By tsdt_queue, from 1.

@@ -73,10 +73,8 @@ Match no_table(const Snapshot& snapshot) {
 }
 
 // What the rule's target would have done is of no matter where a match has dropped the packet.
-constexpr std::string_view by_match = "hotdrop";
-
 void set_verdict(Rule& rule, const SnapshotRule& found) {
-    if (rule.verdict != by_match && !found.verdict.empty())
+    if (rule.verdict != verdict_of_match && !found.verdict.empty())
         rule.verdict = found.verdict;
 }
 
@@ -261,7 +259,7 @@ Rule rule_of_kernel(const tsdt_cause& cause, RuleFamily family, std::size_t step
     rule.number = rule.path.back().number;
     rule.handle = rule.path.back().handle;
     if (cause.step[steps - 1].by_match)
-        rule.verdict = by_match;
+        rule.verdict = verdict_of_match;
     return rule;
 }
 

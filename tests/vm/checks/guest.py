@@ -112,3 +112,10 @@ def check_terminal(group, run):
         group.true(whole or len(line) <= 80, f"{run.name}: a line of more than 80 columns", line)
     group.true(re.search(r"^(\d+|nothing|nothing but noise was) (was )?dropped ", run.out, re.M),
                f"{run.name}: the summary is on the terminal", run.out[-300:])
+
+
+def check_run(group, run, validator):
+    """What holds for every run that nothing was to go wrong in."""
+    check_lines(group, run, validator)
+    check_terminal(group, run)
+    group.equal(run.exit, 0, "exit code")

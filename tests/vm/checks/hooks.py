@@ -4,7 +4,7 @@
 import re
 from collections import Counter
 
-from .guest import check_lines, check_terminal, seconds
+from .guest import check_lines, check_run, seconds
 from .oracle import Ruleset
 
 VM, PROVIDER = "10.0.0.2", "10.0.0.1"
@@ -31,9 +31,7 @@ def traced_drops(trace):
 
 def families(group, guest, validator):
     run = guest.run("families")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     rules = Ruleset().add_nft(guest.text("families/after.nft"))
     saved = Ruleset().add_save(guest.text("families/after.save4"), "ip")
@@ -131,9 +129,7 @@ def hook_functions_untold(group, guest, run, counters):
 def hook_functions(group, guest, validator):
     scenario = "hook-functions"
     run, marks = guest.run(scenario), guest.marks(scenario)
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     counters = {name: (int(drop), int(failed)) for name, drop, failed in
                 map(str.split, guest.text(f"{scenario}/counters").splitlines())}
     if guest.old:
@@ -216,9 +212,7 @@ def queues_untold(group, run, legacy, nft):
 
 def queues(group, guest, validator):
     run, marks = guest.run("queues"), guest.marks("queues")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     group.true("nfnetlink_queue" not in guest.text("queues/modules.before"), "no program had ever listened")
     listeners = {int(number): int(pid) for number, pid in
@@ -366,9 +360,7 @@ def legacy_ways(group, guest, validator):
 
 def targets(group, guest, validator):
     run = guest.run("targets")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     nft = Ruleset().add_nft(guest.text("targets/after.nft"), guest.text("targets/after.nft.json"))
     saved = {kind: Ruleset().add_save(guest.text(f"targets/{kind}.save4"), "ip") for kind in ("nft", "legacy")}
@@ -399,9 +391,7 @@ def matches(group, guest, validator, backend):
     scenario = f"matches-{backend}"
     legacy = backend == "legacy"
     run, known = guest.run(scenario), guest.marks(scenario)["known"]
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     rules = legacy_rules(guest, f"{scenario}/after")
     if not legacy:
@@ -503,9 +493,7 @@ def matches(group, guest, validator, backend):
 
 def legacy_arp(group, guest, validator):
     run = guest.run("legacy-arp")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     rules = Ruleset().add_listing(guest.text("legacy-arp/after.list"), guest.text("legacy-arp/after.counters"),
                                   "arp", "filter")
@@ -565,9 +553,7 @@ def legacy_bridge(group, guest, validator):
     if "ebtables" not in guest.text("legacy-bridge/modules"):  # from 7.2
         return group.true(guest.kernel.split(".")[0] not in ("5", "6"), "a kernel that has no ebtables any more")
     run = guest.run("legacy-bridge")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     rules = Ruleset()
     for table in ("filter", "nat"):

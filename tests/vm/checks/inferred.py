@@ -3,7 +3,7 @@
 
 import re
 
-from .guest import check_lines, check_terminal
+from .guest import check_run
 from .oracle import Ruleset
 
 BACKENDS = ["legacy", "iptables-nft", "nftables"]
@@ -23,9 +23,7 @@ def rules_after(guest, backend):
 
 def inferred(group, guest, validator, backend):
     run = guest.run(f"inferred-{backend}")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     for name, capability in run.lines[0]["capabilities"].items():
         group.equal(capability["exactness"], "inferred", f"what holds of {name}")
         group.true("not permitted" in capability["reason"] and "counter" in capability["reason"],

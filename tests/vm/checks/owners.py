@@ -6,7 +6,7 @@ the catalogue (userspace/explain/catalogue) again."""
 
 import re
 
-from .guest import check_lines, check_terminal
+from .guest import check_run
 from .scenarios import replay
 
 NFT_REJECT = "reject with icmpx admin-prohibited"
@@ -99,9 +99,7 @@ def without_counters(text):
 def program_rules(group, guest, validator, program):
     scenario = f"owner-{program}"
     run = guest.run(scenario)
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     listed = {without_counters(line).strip().replace(" counter", "")
               for kind in ("nft", "save") for line in guest.text(f"{scenario}/rules.{kind}").splitlines()}
     backend, drops = EXPECTED[program]

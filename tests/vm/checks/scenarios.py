@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 
 from . import differential, evidence, hooks, inferred
-from .guest import Run, check_lines, check_terminal, key_of, seconds
+from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
 BACKENDS = ("legacy", "iptables-nft", "nftables")
@@ -182,9 +182,7 @@ def exact(group, guest, validator, backend):
     """Each packet: the rule, its text and the way to it are what the kernel's own trace says."""
     scenario = f"exact-{backend}"
     run = guest.run(scenario)
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     group.equal([s["final"] for s in run.of_type("summary")], [True], "without --summary-every: one summary")
     rules, fates = exact_fates(guest, backend)
@@ -375,9 +373,7 @@ def late_modules(group, guest, validator):
 
 def kernel_drops(group, guest, validator):
     run = guest.run("various")
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     no_rule = {"netns": {"inode": guest.netns, "name": None}, "rule": None, "process": None,
                "explanation": lambda e: e and e["id"] and e["summary"]}
     no_socket, rpfilter = (reason(guest, name)["reason"] for name in ("NO_SOCKET", "IP_RPFILTER"))
@@ -884,9 +880,7 @@ def changed_rules(rules):
 def ruleset(group, guest, validator, kind):
     scenario = f"ruleset-{kind}"
     run, marks = guest.run(scenario), guest.marks(scenario)
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     pid, comm = guest.text(f"{scenario}/parent").split()
     parent = {"pid": int(pid), "comm": comm}
     steps = [line.split() for line in guest.text(f"{scenario}/changes").splitlines()]
@@ -986,9 +980,7 @@ def stopped(group, guest, validator, backend):
     """What does not help is not said to have stopped anything; the second fix, as it is printed, is."""
     scenario = f"stopped-{backend}"
     run, marks = guest.run(scenario), guest.marks(scenario)
-    check_lines(group, run, validator)
-    check_terminal(group, run)
-    group.equal(run.exit, 0, "exit code")
+    check_run(group, run, validator)
     answered = {name: "39.156.70.37" in guest.text(f"{scenario}/dig.{name}") for name in ("before", "moved", "after")}
     group.equal(answered, {"before": False, "moved": False, "after": True}, "when the resolver is heard")
     fix = guest.text(f"{scenario}/fix").strip()
