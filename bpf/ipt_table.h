@@ -29,16 +29,23 @@ const volatile __u32 pool_chunks_small; // for ARP, and again for bridges
 #define CHUNK 32
 
 // A rule that can drop: DROP, REJECT or a built-in chain's policy, whose counters are compared, or an extension target
-// that drops when it fails, and says so itself (ipt_target.h).
+// that drops when it fails, and says so itself (ipt_target.h). REJECT does both.
 struct candidate {
 	u64 counter; // address of this CPU's packet counter
 	u64 pcnt;    // the shadow
 	u32 offset;  // of the entry in the blob
 	u32 chain;   // offset of the entry that begins the user chain, or CHAIN_BUILTIN | hook
 	u32 number;  // 1-based position in the chain, 0 for the policy
-	u32 target;  // offset of such an extension target in the blob, 0 where there is none
+	u32 target;  // offset of an extension target in the blob, 0 where there is none; TARGET_COUNTS
 };
 #define CHAIN_BUILTIN 0x80000000u
+#define TARGET_COUNTS 0x80000000u // whenever the rule's counter moves, it drops
+
+// Whether the rule's counter may move though it does not drop the packet.
+static __always_inline bool counts_others(const struct candidate *candidate)
+{
+	return (s32)candidate->target > 0;
+}
 
 struct chunk {
 	struct candidate candidate[CHUNK];
@@ -119,6 +126,7 @@ struct traversals {
 	};
 	u32 doubts; // ebt_table.h: how often the shadows of bridges' tables have become doubtful
 	u64 unended; // skb of the newest traversal, if it is a softirq's that has begun meanwhile: it ends first
+	u64 strayed_ns; // when there last came to be traversals of which this CPU knows nothing: see is_any_open()
 	// The tables whose shadow holds, each in the place that its address gives.
 	struct {
 		u64 table;
@@ -303,7 +311,7 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 	struct {
 		u16 target, next;
 	} offset = {};
-	bool drops = false, extension = false;
+	bool drops = false, extension = false, standard = false;
 	u64 entry;
 
 	if (!traces_legacy || !walk || walk->at >= walk->size)
@@ -323,6 +331,7 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 		}
 	}
 	if (walk->standard && (u64)target.target == walk->standard) {
+		standard = true;
 		drops = target.verdict == -NF_DROP - 1;
 	} else {
 		struct xt_target *kind = target.target;
@@ -330,6 +339,7 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 
 		bpf_probe_read_kernel(&name, sizeof(name), (void *)kind + MODULE_FIELD_OFFSET(xt_target, name));
 		if (!(name & 0xff)) {
+			standard = true;
 			walk->standard = (u64)target.target;
 			drops = target.verdict == -NF_DROP - 1;
 		} else if (NAME_IS(name, "ERROR")) {
@@ -360,7 +370,7 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 			bpf_probe_read_kernel(&counter, sizeof(counter), (void *)counter);
 			counter += walk->cpu_offset;
 		}
-		if (!add_candidate(walk, counter, extension ? walk->at + offset.target : 0))
+		if (!add_candidate(walk, counter, standard ? 0 : walk->at + offset.target | (extension ? 0 : TARGET_COUNTS)))
 			goto broken;
 	}
 next:
@@ -636,7 +646,7 @@ __noinline int moved_in_chunk(u32 key, u32 count)
 		struct candidate *watched = &chunk->candidate[i];
 		u64 now = watched->pcnt;
 
-		if (watched->target)
+		if (counts_others(watched))
 			continue;
 		bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
 		if (now != watched->pcnt) {
@@ -708,7 +718,7 @@ static long claim_candidate(u32 index, struct second_look *look)
 	if (index >= CHUNK || !(look->differ >> index & 1))
 		return 0;
 	watched = &look->chunk->candidate[index];
-	if (watched->target)
+	if (counts_others(watched))
 		return 0;
 	before = now = watched->pcnt;
 	bpf_probe_read_kernel(&now, sizeof(now), (void *)watched->counter);
@@ -878,12 +888,16 @@ struct {
 	__type(value, struct draft);
 } drafts SEC(".maps");
 
-// Whether a traversal on this CPU was interrupted before its counter moved, and has not ended. The end of one in some
-// millions is not seen: that must not stay for ever.
+// Whether a counter that moves on this CPU now may be that of a traversal which was interrupted before its own had
+// moved, and has not ended; or of one that this CPU knows nothing of: that came here with its process, or left for
+// another CPU, or of too many interrupted ones. The end of one in some millions is not seen: that must not stay for ever.
 __noinline int is_any_open(u32 cpu)
 {
 	const struct traversals *here = traversals_of(cpu);
 	u64 now = bpf_ktime_get_ns();
+
+	if (now - here->strayed_ns < TSDT_MOVE_MAX_AGE_NS)
+		return 1;
 
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER &&
@@ -898,16 +912,18 @@ __noinline int interrupt(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct claim *other = &here->interrupted[here->interruptions % INTERRUPTED];
-	u64 skb = here->skb;
+	u64 skb = here->skb, now = bpf_ktime_get_ns();
 	bool any_open;
 
 	barrier_var(reader); // with kprobes it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
 	here->skb = no_mark(here);
+	if (other->skb && now - other->interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
+		here->strayed_ns = now;
 	other->skb = 0;
 	any_open = is_any_open(cpu);
-	other->interrupted_ns = bpf_ktime_get_ns();
+	other->interrupted_ns = now;
 	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu, reader);
@@ -923,14 +939,34 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	return 0;
 }
 
-// It was interrupted, and has ended without being dropped.
-__noinline int forget(u64 skb)
+static long forget_on(u32 cpu, u64 *skb)
 {
-	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	struct traversals *there = traversals_of(cpu);
 
 	for (u32 i = 0; i < INTERRUPTED; i++)
-		if (here->interrupted[i].skb == skb)
-			here->interrupted[i].skb = 0;
+		if (there->interrupted[i].skb == *skb)
+			there->interrupted[i].skb = 0;
+	if (there->skb == *skb)
+		there->skb = no_mark(there);
+	return 0;
+}
+
+// Whether the current task may have been moved to this CPU within the traversal.
+static __always_inline bool may_have_moved(void)
+{
+	u64 task = bpf_get_current_task();
+	struct moves *known = bpf_map_lookup_elem(&moves, &task);
+
+	return known && bpf_ktime_get_ns() - known->last_ns < TSDT_MOVE_MAX_AGE_NS;
+}
+
+// It was interrupted or moved, and has ended without being dropped.
+__noinline int forget(u64 skb)
+{
+	if (may_have_moved())
+		compat_search_all_cpus(cpus, forget_on, &skb);
+	else
+		forget_on(bpf_get_smp_processor_id(), &skb);
 	return 0;
 }
 
@@ -1311,15 +1347,6 @@ static long find_traversal_on(u32 cpu, struct draft **draft)
 	return 0;
 }
 
-// Whether the current task may have been moved to this CPU within the traversal.
-static __always_inline bool may_have_moved(void)
-{
-	u64 task = bpf_get_current_task();
-	struct moves *known = bpf_map_lookup_elem(&moves, &task);
-
-	return known && bpf_ktime_get_ns() - known->last_ns < TSDT_MOVE_MAX_AGE_NS;
-}
-
 // The packet has ended its traversal on this CPU without a mark there: it was interrupted or moved, or the kernel had
 // not run table_begin for it.
 VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, u32 none_begun)
@@ -1327,6 +1354,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 	struct traversals *here = traversals_of(cpu);
 	struct traversal_search *search;
 	struct claim *claim;
+	bool strayed = true;
 	u64 table;
 
 	if (!draft)
@@ -1342,16 +1370,32 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 		claim_counter(claim, cpu, reader);
 		return 0;
 	}
-	if (search->found != 1) {
+	if (search->found == 1 && claim->unknown != TSDT_UNKNOWN_NO_COUNTER)
+		return 0;
+	// Its counter has moved since, there or here.
+	if (search->found != 1)
 		begin_claim(claim, table, 0);
-		claim->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
-	} else if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER) {
-		// Its counter has moved since, there or here.
-		claim->has_jumpstack = 0;
+	else
+		strayed = is_any_open(cpu) || is_any_open(search->cpu);
+	claim->has_jumpstack = 0;
+	if (search->found == 1 && search->cpu != cpu)
 		claim_counter(claim, search->cpu, reader);
-		if (search->cpu != cpu)
-			claim_counter(claim, cpu, reader);
-	}
+	claim_counter(claim, cpu, reader);
+	if (strayed)
+		claim->unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+	return 0;
+}
+
+// It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
+// now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
+static __noinline int doubt_all(u32 cpu, u32 reader)
+{
+	struct traversals *here = traversals_of(cpu);
+
+	if (here->skb > MARK_ENDING)
+		interrupt(cpu, reader);
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
 	return 0;
 }
 
@@ -1416,6 +1460,8 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 		claim->unknown = was_replaced(claim) ? TSDT_UNKNOWN_NO_BASELINE : TSDT_UNKNOWN_NO_COUNTER;
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER && has_traced_matches(family))
 		claim_match(draft, family);
+	if (claim->unknown)
+		doubt_all(cpu, READER_END + family);
 	return table_verdict(key, address, state_address, family);
 }
 

@@ -5,6 +5,17 @@
 
 #include "ipt_table.h"
 
+static __always_inline bool is_at(const struct candidate *candidate, u32 target)
+{
+	return (candidate->target & ~TARGET_COUNTS) == target;
+}
+
+// The rule has counted the packet that its target drops: whoever looks for the counter of another one is not to find it.
+static __always_inline void note_counter(struct candidate *candidate)
+{
+	bpf_probe_read_kernel(&candidate->pcnt, sizeof(candidate->pcnt), (void *)candidate->counter);
+}
+
 #ifdef TSDT_KPROBES
 // Looks for the candidate whose target this is.
 __noinline int target_in_chunk(u32 key, u32 count, u32 target)
@@ -15,7 +26,7 @@ __noinline int target_in_chunk(u32 key, u32 count, u32 target)
 	if (!chunk)
 		return 0;
 	for (u32 i = 0; i < CHUNK && i < count; i++) {
-		if (chunk->candidate[i].target == target) {
+		if (is_at(&chunk->candidate[i], target)) {
 			here->moved++;
 			here->key = key;
 			here->index = i;
@@ -46,6 +57,7 @@ static __always_inline bool find_target(struct table_slot *slot, struct claim *c
 	here->busy = 0;
 	if (!watched)
 		return false;
+	note_counter(watched);
 	claim->offset = watched->offset;
 	claim->chain = watched->chain;
 	claim->number = watched->number;
@@ -62,10 +74,11 @@ struct target_search {
 };
 
 // On its own, so that it is verified once.
-VERIFIED_ONCE int is_target(const struct candidate *candidate, struct claim *claim, u32 target)
+VERIFIED_ONCE int is_target(struct candidate *candidate, struct claim *claim, u32 target)
 {
-	if (!candidate || !claim || candidate->target != target)
+	if (!candidate || !claim || !is_at(candidate, target))
 		return 0;
+	note_counter(candidate);
 	claim->offset = candidate->offset;
 	claim->chain = candidate->chain;
 	claim->number = candidate->number;
@@ -103,41 +116,59 @@ static __always_inline bool find_target(struct table_slot *slot, struct claim *c
 }
 #endif
 
-// Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is not in that table.
-static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 table, u32 family)
+// The slot of the table in whose blob the address lies, or TABLE_SLOTS.
+VERIFIED_ONCE int slot_with(const struct tables *tables, u64 address)
+{
+	if (!tables)
+		return TABLE_SLOTS;
+	for (u32 i = 0; i < TABLE_SLOTS; i++) {
+		const struct table_slot *slot = &tables->slot[i];
+
+		if (slot->table && address - entries_of(slot->table, slot->private) < slot->size)
+			return i;
+	}
+	return TABLE_SLOTS;
+}
+
+// Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is in no table that is known.
+static __noinline bool find_target_rule(struct draft *draft, u64 target, u32 family)
 {
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
+	struct claim *claim = &draft->claim;
 	struct table_slot *slot;
-	u64 blob;
+	u32 index;
 
 	if (!tables)
 		return false;
-	slot = table_slot(tables, table);
-	blob = entries_of(table, slot->private);
-	if (slot->table != table || target < blob || target >= blob + slot->size)
+	index = slot_with(tables, target);
+	if (index >= TABLE_SLOTS)
 		return false;
-	draft->claim.table = slot->table;
-	draft->claim.private = slot->private;
-	draft->claim.generation = slot->generation;
-	draft->claim.unknown = TSDT_UNKNOWN_NONE;
-	return find_target(slot, &draft->claim, target - blob);
+	slot = &tables->slot[index];
+	begin_claim(claim, slot->table, 0);
+	claim->private = slot->private;
+	claim->generation = slot->generation;
+	claim->unknown = TSDT_UNKNOWN_NONE;
+	return find_target(slot, claim, target - entries_of(slot->table, slot->private));
 }
 
-// A bridge's target arpreply sends its answer before it drops: that may pass a table of its own, which interrupts this one.
-static __noinline bool take_interrupted(struct claim *claim, u64 skb)
+// A target may send something itself before it drops the packet, as REJECT and arpreply do: if that passes a table, it
+// has interrupted this traversal, and uses its jump stack.
+static __noinline int jumpstack_of_interrupted(struct claim *claim, u64 skb)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
 
 	for (u32 i = 0; i < INTERRUPTED; i++) {
 		struct claim *other = &here->interrupted[i];
 
-		if (other->skb != skb || !is_bridge_table(other->table))
+		if (other->skb != skb)
 			continue;
-		*claim = *other;
 		other->skb = 0;
-		return true;
+		if (other->private != claim->private || !other->has_jumpstack)
+			continue;
+		claim->has_jumpstack = 1;
+		__builtin_memcpy(claim->jumpstack, other->jumpstack, sizeof(claim->jumpstack));
 	}
-	return false;
+	return 0;
 }
 
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
@@ -149,16 +180,13 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 	u32 key = DRAFT_TARGET + family;
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
 
-	if (!draft)
+	if (!draft || !find_target_rule(draft, target, family))
 		return 0;
-	if (here->skb == (u64)skb) {
-		if (!find_target_rule(draft, target, here->table, family))
-			return 0;
-		here->skb = 0;
+	if (here->skb == as_number(skb)) {
+		here->skb = no_mark(here);
 		read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
-	} else if (family != FAMILY_BRIDGE || !take_interrupted(&draft->claim, as_number(skb)) ||
-		   !find_target_rule(draft, target, draft->claim.table, family)) {
-		return 0;
+	} else {
+		jumpstack_of_interrupted(&draft->claim, as_number(skb));
 	}
 	return table_verdict(key, as_number(skb), (u64)MODULE_READ(xt_action_param, par, state), family);
 }
@@ -230,6 +258,8 @@ EBT_TARGET(ebt_redirect_tg)
 EBT_TARGET(ebt_mark_tg)
 #endif
 
+IPT_TARGET(reject_tg, FAMILY_IPV4)
+IPT_TARGET(reject_tg6, FAMILY_IPV6)
 IPT_TARGET(tproxy_tg4_v0, FAMILY_IPV4)
 IPT_TARGET(tproxy_tg4_v1, FAMILY_IPV4)
 IPT_TARGET(tproxy_tg6_v1, FAMILY_IPV6)

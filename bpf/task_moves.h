@@ -2,12 +2,12 @@
 // Runs where the scheduler moves a task to another CPU: see struct move.
 #pragma once
 
-#include "maps.h"
+#include "ipt_table.h"
 
 SEC("tp_btf/sched_migrate_task")
 int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
 {
-	u64 key = (u64)task;
+	u64 key = (u64)task, now = bpf_ktime_get_ns();
 	struct moves *known, first = {};
 	struct move *move;
 
@@ -26,6 +26,8 @@ int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
 	move->end = trail_end(trail_of(move->from));
 	move->begin = trail_end(trail_of(move->to));
 	known->count++;
-	known->last_ns = bpf_ktime_get_ns();
+	known->last_ns = now;
+	traversals_of(move->from)->strayed_ns = now;
+	traversals_of(move->to)->strayed_ns = now;
 	return 0;
 }

@@ -4,8 +4,8 @@
 #define TSDT_KPROBES
 #include "ruleset_change.h"
 #include "nft_trail.h"
-#include "task_moves.h"
 #include "ipt_table.h"
+#include "task_moves.h"
 #include "ipt_target.h"
 #include "drop.h"
 #include "seen.h"
