@@ -273,6 +273,7 @@ static __always_inline bool target_may_fail(u64 name)
 	return NAME_IS(name, "TPROXY") || NAME_IS(name, "SYNPROXY") || NAME_IS(name, "SNAT") ||
 	       NAME_IS(name, "DNAT") || NAME_IS(name, "MASQUERADE") || NAME_IS(name, "REDIRECT") ||
 	       NAME_IS(name, "NETMAP") || NAME_IS(name, "TCPMSS") || NAME_IS(name, "CLUSTERIP") ||
+	       NAME_IS(name, "TCPOPTSTRIP") || NAME_IS(name, "ECN") || NAME_IS(name, "SNPT") || NAME_IS(name, "DNPT") ||
 	       NAME_IS(name, "NFQUEUE"); // its program in userspace may (queue.h)
 }
 
@@ -1388,7 +1389,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 
 // It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
 // now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
-static __noinline int doubt_all(u32 cpu, u32 reader)
+static __always_inline void doubt_all(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 
@@ -1396,7 +1397,6 @@ static __noinline int doubt_all(u32 cpu, u32 reader)
 		interrupt(cpu, reader);
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
-	return 0;
 }
 
 #ifndef TSDT_KPROBES
