@@ -264,6 +264,12 @@ private:
     CommandWatch* command_; // or none
     std::unique_ptr<attach::Tracer> tracer_;
     decode::Machine machine_;
+    struct NamedBy {
+        std::string path; // empty: it has no name
+        Clock::time_point looked;
+    };
+    std::map<std::uint32_t, NamedBy> named_; // namespaces
+    Clock::time_point next_process_look_;    // which costs something where there are many
     Recorder recorder_;
     resolve_rule::LiveSnapshots snapshots_;
     RulesetWatch watch_;
@@ -312,13 +318,25 @@ const tsdt_cause* LiveRun::cause_of(const tsdt_cause_key& key) {
 }
 
 void LiveRun::name_netns(std::uint32_t inode) {
-    auto& names = machine_.netns_names;
-    if (inode == machine_.own_netns || names.contains(inode) || names.size() >= max_netns_names)
+    using namespace std::chrono_literals;
+    if (inode == machine_.own_netns || (!named_.contains(inode) && named_.size() >= max_netns_names))
         return;
-    if (auto name = netns_name(inode)) {
-        recorder_.write(&recording::Writer::netns, recording::NetnsName{inode, *name});
-        names.emplace(inode, std::move(*name));
+    auto& [path, looked] = named_[inode];
+    const Clock::time_point now = Clock::now();
+    if (path.empty() ? now < looked + 1s : leads_to_netns(path, inode))
+        return;
+    looked = now;
+    auto found = netns_name(inode);
+    if (!found && now >= next_process_look_) {
+        found = netns_process(inode);
+        next_process_look_ = Clock::now() + 20 * (Clock::now() - now);
     }
+    if (!found && path.empty())
+        return;
+    // Without a name from now on: it is gone, and its number may be another one's already.
+    path = found ? found->path : "";
+    recorder_.write(&recording::Writer::netns, recording::NetnsName{inode, found ? found->name : ""});
+    machine_.netns_names.insert_or_assign(inode, found ? found->name : "");
 }
 
 void LiveRun::on_ruleset_change(std::span<const std::byte> bytes) {

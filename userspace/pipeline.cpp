@@ -65,6 +65,9 @@ bool Pipeline::cannot_have_matched(const Drop& drop) {
     if (!rule || rule->backend != Backend::iptables_legacy || drop.site.kind != DropKind::rule || !rule->text ||
         rule->verdict == verdict_of_match)
         return false;
+    // Other targets say themselves that they have dropped the packet, and may have changed it before that.
+    if (rule->text->find(" -j DROP") == std::string::npos && rule->text->find(" -j REJECT") == std::string::npos)
+        return false;
     if (rule->family != RuleFamily::ip && rule->family != RuleFamily::ip6)
         return false;
     auto found = matches_.find(drop.rule);

@@ -359,7 +359,8 @@ Netns decode_netns(std::uint32_t inode, const Machine& machine) {
     Netns netns;
     netns.inode = inode;
     netns.initial = inode != 0 && inode == machine.own_netns;
-    if (const auto found = machine.netns_names.find(inode); found != machine.netns_names.end()) {
+    const auto found = machine.netns_names.find(inode);
+    if (found != machine.netns_names.end() && !found->second.empty()) {
         netns.name = found->second;
     }
     return netns;

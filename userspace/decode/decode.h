@@ -31,7 +31,7 @@ struct Machine {
     KernelNames names;
     std::int64_t realtime_minus_mono_ns = 0;          // CLOCK_REALTIME - CLOCK_MONOTONIC
     std::uint32_t own_netns = 0;                      // inode of the namespace that tsdroptrace runs in
-    std::map<std::uint32_t, std::string> netns_names; // inode -> name, as `ip netns` shows it
+    std::map<std::uint32_t, std::string> netns_names; // inode -> name; empty: none
     std::string host, kernel, version;                // `version` is tsdroptrace's
     std::optional<Backend> plain_iptables = {}; // what the bare command `iptables` edits there; nullopt: not known
 };

@@ -59,7 +59,7 @@ std::string schema() {
       "required": ["inode", "name"],
       "properties": {
         "inode": { "$ref": "#/$defs/u32" },
-        "name": { "$ref": "#/$defs/text_or_null" }
+        "name": { "description": "as in `ip netns`; else of the oldest process in it: \"nginx[1234]\"", "$ref": "#/$defs/text_or_null" }
       }
     },
     "quoted_or_null": {

@@ -17,6 +17,7 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "util/text.h"
 
@@ -65,7 +66,12 @@ Named find_in_directory(const char* path, std::uint32_t inode) {
     return {};
 }
 
-Fd find_by_process(std::uint32_t inode) {
+struct Process {
+    Fd fd;
+    std::string directory; // below /proc
+};
+
+Process find_by_process(std::uint32_t inode) {
     std::unique_ptr<DIR, CloseDirectory> proc(opendir("/proc"));
     int seen = 0;
     while (dirent* entry = proc ? readdir(proc.get()) : nullptr) {
@@ -74,9 +80,9 @@ Fd find_by_process(std::uint32_t inode) {
         if (++seen > max_processes)
             break;
         if (Fd fd = open_if_netns(fmt::format("/proc/{}/ns/net", entry->d_name), inode))
-            return fd;
+            return {std::move(fd), entry->d_name};
     }
-    return Fd();
+    return {};
 }
 
 } // namespace
@@ -86,11 +92,32 @@ std::uint32_t current_netns() {
     return stat(own_netns, &status) == 0 ? static_cast<std::uint32_t>(status.st_ino) : 0;
 }
 
-std::optional<std::string> netns_name(std::uint32_t inode) {
+std::optional<NetnsName> netns_name(std::uint32_t inode) {
     for (const char* directory : ip_netns_directories)
         if (Named found = find_in_directory(directory, inode); found.fd)
-            return found.name;
+            return NetnsName{found.name, fmt::format("{}/{}", directory, found.name)};
     return std::nullopt;
+}
+
+std::optional<NetnsName> netns_process(std::uint32_t inode) {
+    const Process process = find_by_process(inode);
+    if (!process.fd)
+        return std::nullopt;
+    const std::string directory = "/proc/" + process.directory;
+    char comm[64];
+    const Fd file(open((directory + "/comm").c_str(), O_RDONLY | O_CLOEXEC));
+    const ssize_t size = file ? read(file.get(), comm, sizeof(comm)) : -1;
+    if (size <= 0)
+        return std::nullopt; // it has just ended
+    std::string_view name(comm, static_cast<std::size_t>(size));
+    if (name.ends_with('\n'))
+        name.remove_suffix(1);
+    return NetnsName{fmt::format("{}[{}]", name, process.directory), directory + "/ns/net"};
+}
+
+bool leads_to_netns(const std::string& path, std::uint32_t inode) {
+    struct stat status;
+    return stat(path.c_str(), &status) == 0 && is_netns(status, inode);
 }
 
 Result<std::uint32_t> resolve_netns(const std::string& text) {
@@ -132,8 +159,8 @@ Result<Fd> open_netns(std::uint32_t inode) {
     for (const char* directory : other_directories)
         if (Named found = find_in_directory(directory, inode); found.fd)
             return std::move(found.fd);
-    if (Fd fd = find_by_process(inode))
-        return fd;
+    if (Process process = find_by_process(inode); process.fd)
+        return std::move(process.fd);
     return Error{ErrorKind::other,
                  fmt::format("network namespace {} is gone, or no name and no process leads to it", inode)};
 }

@@ -15,9 +15,20 @@ namespace tsdroptrace {
 // Inode of the calling thread's network namespace; 0 when /proc is not mounted.
 std::uint32_t current_netns();
 
-// The name under which `ip netns` shows the namespace, as it is (it comes from outside); nullopt when it has
-// none or is gone.
-std::optional<std::string> netns_name(std::uint32_t inode);
+struct NetnsName {
+    std::string name; // as it is: it comes from outside
+    std::string path; // leads to the namespace
+};
+
+// The name under which `ip netns` shows the namespace; nullopt when it has none or is gone.
+std::optional<NetnsName> netns_name(std::uint32_t inode);
+
+// The name of the oldest process that lives in it, that of a container mostly: "nginx[1234]". Looks at no more than 65,536
+// processes.
+std::optional<NetnsName> netns_process(std::uint32_t inode);
+
+// Whether the path still leads to it. An inode's number is given to another namespace as soon as it is free.
+bool leads_to_netns(const std::string& path, std::uint32_t inode);
 
 // The inode of the namespace that the user means: a path (anything with a slash), a name of `ip netns`, or the number
 // of its inode, which is taken as it is. Fails with one sentence that quotes `text`: ErrorKind::command_line when it is

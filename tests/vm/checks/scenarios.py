@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 
-from . import differential, evidence, hooks, inferred
+from . import come_and_go, differential, evidence, hooks, inferred
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -1023,7 +1023,7 @@ def stopped(group, guest, validator, backend):
 
 SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exact") for backend in BACKENDS),
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
-             "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
+             *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
              *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), *inferred.SCENARIOS, *hooks.SCENARIOS]
 
@@ -1032,7 +1032,7 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
 NOT_EVERYWHERE = {
     "various": ["5.10", "6.1"], "evidence": ["6.12", "newest"], "options": ["6.1"], "command": ["6.1"],
     "check": ["6.1", "newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
-    "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
+    "come-and-go": ["5.10", "6.12"], "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
@@ -1106,6 +1106,7 @@ def all_checks(report, guest, validator, program):
     for backend in ("legacy", "nftables"):
         run(f"preempted-{backend}", f"more processes than CPUs, {backend}", preempted, backend)
     hooks.all_checks(run, validator)
+    come_and_go.all_checks(run, validator)
     for name in [name for name in hooks.SCENARIOS if name in wanted]:
         if name != "legacy-bridge" or "ebtables" in guest.text("legacy-bridge/modules"):  # 7.2 has none
             run_replay(name, f"replay: {name}")

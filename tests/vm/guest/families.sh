@@ -22,6 +22,15 @@ egress=''
 [ -n "$old" ] || egress='chain egress { # from 5.16
         type filter hook egress device "eth0" priority 0; policy accept;
         udp dport 7713 counter drop
+    }
+    chain leaving {
+        type filter hook egress device "eth0" priority 20; policy drop;
+        udp dport != 7717 accept
+        meta l4proto != udp accept
+        meta protocol != ip accept
+    }
+    chain onward { # empty, until there is a flow on the fast path
+        type filter hook egress device "eth1" priority 0; policy accept;
     }'
 nft -f - <<NFT
 table inet tracer {
@@ -43,6 +52,12 @@ table netdev early {
         udp dport 7711 counter drop
         udp dport 7715 fwd ip to 10.1.0.2 device "eth1"
     }
+    chain late {
+        type filter hook ingress device "eth0" priority 20; policy drop;
+        udp dport != 7716 accept
+        meta l4proto != udp accept
+        meta protocol != ip accept
+    }
     $egress
 }
 table inet early {
@@ -55,6 +70,10 @@ table arp a {
     chain in {
         type filter hook input priority 0; policy accept;
         arp daddr ip 10.0.0.77 counter drop
+    }
+    chain strict {
+        type filter hook input priority 10; policy drop;
+        arp daddr ip != 10.0.0.79 accept
     }
     chain out {
         type filter hook output priority 0; policy accept;
@@ -93,8 +112,8 @@ table bridge b {
 table inet asleep {
     flags dormant
     chain input {
-        type filter hook input priority -200; policy drop;
-        udp dport 7738 counter drop
+        type filter hook input priority -200; policy accept;
+        udp dport { 7738, 7745 } counter drop
     }
 }
 table inet awake {
@@ -143,12 +162,13 @@ table inet awake {
         tcp dport 7762 synproxy name thin
     }
     flowtable fast {
-        hook ingress priority 0
+        hook ingress priority 5
         devices = { eth0, eth1 }
     }
     chain forward {
         type filter hook forward priority 0; policy accept;
         udp dport 7741 counter drop
+        udp dport 7744 counter
         meta l4proto udp flow add @fast
         udp dport 7742 counter drop
         ip saddr . udp dport vmap { 100.100.2.136 . 7743 : drop }
@@ -169,8 +189,46 @@ ebtables-nft -A FORWARD -p IPv4 --ip-proto udp --ip-dport 7721 -j DROP
 ebtables-nft -t nat -A PREROUTING -p ARP --arp-ip-dst 100.100.7.77 -j arpreply --arpreply-mac 10:11:12:13:14:15
 iptables-nft -A INPUT -p tcp --dport 7761 -j SYNPROXY --mss 1460 --wscale 7 --timestamp --sack-perm
 iptables-nft -A INPUT -p udp --dport 7722 -m recent --name tsdt --set -j DROP
+{
+    echo '*filter'
+    for i in {0..14}; do echo ":d$i -"; done
+    echo '-A INPUT -p udp --dport 7723 -j d0'
+    for i in {0..13}; do
+        echo "-A d$i -p udp --dport 9 -j DROP"
+        echo "-A d$i -j d$((i + 1))"
+    done
+    echo '-A d14 -j DROP'
+    echo COMMIT
+} | iptables-nft-restore --noflush
 nft -a monitor trace >"$out/trace" 2>&1 &
 monitor=$!
+
+# A flow that has been answered passes by the chains of forward. What it meets is the egress of the other device.
+talk() { # NETNS PORT ADDRESS PORT begin|answer PACKETS
+    # shellcheck disable=SC2016 # perl's
+    ip netns exec "$1" perl -e '
+        my ($port, $address, $to, $role, $packets) = @ARGV;
+        $SIG{ALRM} = sub { die "no answer" };
+        alarm 10;
+        socket(my $socket, 2, 2, 17) or die "socket: $!";
+        bind($socket, pack("Sna4x8", 2, $port, "\0" x 4)) or die "bind: $!";
+        my $peer = pack("Sna4x8", 2, $to, pack("C4", split /\./, $address));
+        for (1 .. $packets) {
+            recv($socket, my $datagram, 64, 0) if $role eq "answer";
+            defined send($socket, "tsdroptrace", 0, $peer) or die "send: $!";
+            recv($socket, my $answer, 64, 0) if $role eq "begin";
+        }
+        sleep 1 if $role eq "answer"; # or the last would be refused' "${@:2}"
+}
+fast_path() {
+    talk client 7744 $dns4 5000 answer 2 &
+    pause 0.5
+    talk provider 5000 $client4 7744 begin 2
+    nft list table inet awake >"$out/forward.before"
+    nft add rule netdev early onward udp dport 7744 counter drop
+    pause 1.5 # its text is read
+    talk provider 5000 $client4 7744 send 2
+}
 
 # One request for each address, not three.
 for netns in provider left; do
@@ -185,8 +243,8 @@ started ranged ranged.json
     ip netns exec left /tests/send 100.100.7.2 2 7701 7702 7705 7707 7708 7721
     ip netns exec left /tests/send 100.100.7.3 2 7703 7704
     /tests/send 100.100.7.1 2 7706
-    ip netns exec provider /tests/send $vm4 2 7711 7714 7715 7731 7732 7733 7734 7735 7737 7738 7739 7740 7722
-    /tests/send $dns4 2 7713
+    ip netns exec provider /tests/send $vm4 2 7711 7714 7715 7716 7731 7732 7733 7734 7735 7737 7738 7739 7740 7722 7723 7745
+    /tests/send $dns4 2 7713 7717
     ip netns exec provider /tests/send $client4 2 7741 7742 7743
     for port in 7736 7761 7762; do
         ip netns exec provider timeout 2 bash -c "exec 3>/dev/tcp/$vm4/$port" &
@@ -194,13 +252,21 @@ started ranged ranged.json
     # What asks for an address that nobody has is ARP.
     ip netns exec provider /tests/send 10.0.0.77 1 9
     ip netns exec provider /tests/send 10.0.0.78 1 9
+    ip netns exec provider /tests/send 10.0.0.79 1 9
     /tests/send 10.0.0.88 1 9
     ip netns exec left /tests/send 100.100.7.77 1 9
     # shellcheck disable=SC2046 # a list
     wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}\|${tracers[ranged]}") || true
+    # The table wakes up, and sleeps again.
+    nft add table inet asleep
+    ip netns exec provider /tests/send $vm4 2 7745
+    nft add table inet asleep '{ flags dormant; }'
+    ip netns exec provider /tests/send $vm4 2 7745
+    [ -n "$old" ] || fast_path
 } >"$out/send.log" 2>&1
 pause 0.7
 stop run
 stop ranged
 kill "$monitor" || true
 save_rules iptables-nft after
+nft list table inet awake >"$out/forward.after"

@@ -26,13 +26,23 @@ COMMIT
 *filter
 :empty -
 :emptier -
+RULES
+    for i in {0..14}; do echo ":d$i -"; done
+    cat <<'RULES'
 -A INPUT -p udp --dport 7782 -j empty
 -A INPUT -p udp --dport 7782 -g emptier
 -A INPUT -p udp --dport 7783 -m statistic --mode nth --every 2 --packet 0 -j DROP
 -A INPUT -p udp --dport 7783 -j DROP
+-A INPUT -p udp --dport 7785 -j d0
 -A INPUT -p udp --dport 7784 -m hashlimit --hashlimit-name small --hashlimit-upto 9/sec --hashlimit-mode srcport --hashlimit-htable-size 1 --hashlimit-htable-max 1 -j DROP
-COMMIT
 RULES
+    # A ladder of chains.
+    for i in {0..13}; do
+        echo "-A d$i -p udp --dport 9 -j DROP"
+        echo "-A d$i -j d$((i + 1))"
+    done
+    echo '-A d14 -j DROP'
+    echo COMMIT
 }
 # many RULES: every other one drops
 many() {
@@ -51,7 +61,7 @@ iptables_rules fd00:b::2 | ip6tables-legacy-restore
 trace run --dst "$ranges" --record "$out/recording"
 {
     for address in $vm4 $vm6; do
-        ip netns exec provider /tests/send "$address" 2 7781 7782 7783
+        ip netns exec provider /tests/send "$address" 2 7781 7782 7783 7785
     done
     # The match remembers one source port, which its rule drops; what it has no room for it drops itself.
     ip netns exec provider /tests/send "$vm4" 3 7784
