@@ -104,7 +104,7 @@ Error explain_load_failure(int error) {
         return {ErrorKind::unsupported,
                 "not allowed to load BPF programs: needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; "
                 "run it with sudo"};
-    if (error == EPERM && lockdown_mode() == "confidentiality")
+    if (lockdown_mode() == "confidentiality") // EPERM, or EINVAL: the kernel then says that it has no such function
         return {ErrorKind::unsupported, "this kernel is locked down (confidentiality): BPF may not read kernel memory; "
                                         "boot with lockdown=integrity or without lockdown"};
     return {ErrorKind::unsupported,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Network namespaces, modules and processors that come and go under way."""
+"""Network namespaces, modules and processors that come and go under way; and what a kernel that is locked down allows."""
 
 import re
 
 from .guest import check_lines
 from .oracle import Ruleset
 
-SCENARIOS = ["come-and-go"]
+SCENARIOS = ["come-and-go", "lockdown"]
 
 
 def namespaces(group, guest, validator):
@@ -65,7 +65,32 @@ def processors(group, guest, _):
         group.true(unnamed <= rule.packets / 100, f"port {port}: packets without a rule", f"{unnamed} of {rule.packets}")
 
 
+def lockdown(group, guest, validator):
+    modes = [re.search(r"\[(\w+)\]", line).group(1) for line in guest.text("lockdown/modes").splitlines()]
+    group.equal(modes, ["integrity", "confidentiality"], "how the kernel was locked down, by its own word")
+    legacy = Ruleset().add_save(guest.text("lockdown/legacy.save4"), "ip")
+    nft = Ruleset().add_nft(guest.text("lockdown/nft.nft"))
+    xt = Ruleset().add_save(guest.text("lockdown/nft.save4"), "ip")
+    # Nobody may write to it: that is not needed.
+    run = guest.run("lockdown", "integrity")
+    check_lines(group, run, validator)
+    group.equal(run.exit, 0, "integrity: exit code")
+    for port, text, rules in ((7401, "-A INPUT -p udp -m udp --dport 7401 -j DROP", legacy),
+                              (7402, "-A INPUT -p udp -m udp --dport 7402 -j DROP", xt),
+                              (7403, "udp dport 7403 counter drop", nft)):
+        drops = run.drops_to_port(port)
+        group.equal(len(drops), 2, f"integrity: port {port}: drop lines")
+        for drop in drops:
+            group.fields(drop["rule"] or {}, {"text": text, "confidence": "exact"}, f"integrity: port {port}")
+        group.true(any(rule.text == text for chain in rules.chains.values() for rule in chain.rules), f"{text}: is there")
+    # Nobody may read it, and a BPF program could: one sentence, and how to get further.
+    run = guest.run("lockdown", "confidentiality")
+    group.equal((run.exit, run.lines, run.out), (3, [], ""), "confidentiality: exit code, and nothing else")
+    group.true("locked down (confidentiality)" in run.err and len(run.err.splitlines()) == 1, "confidentiality: says so", run.err)
+
+
 def all_checks(run, validator):
     run("come-and-go", "network namespaces that come and go", namespaces, validator)
     run("come-and-go", "modules that are unloaded and come back", modules, validator)
     run("come-and-go", "processors that go offline", processors, validator)
+    run("lockdown", "a kernel that is locked down", lockdown, validator)

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -223,8 +224,14 @@ def random_rules(group, guest, validator, backend, broken=False):
                     unknown["suspects"] += 1
                 elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
-    print(f"    {backend}: {dropped} packets that a rule or a policy dropped; not fully known: {dict(unknown)}")
+    sent = sum(int(re.search(r"^sent (\d+)$", guest.text(f"{scenario}/{name}.sent"), re.M).group(1))
+               for name in rounds_of(guest, scenario))
+    seeds = len(guest.text(f"{scenario}/seeds").split())
+    group.true(sent >= (150 if backend == "mixed" else 500) * seeds, f"packets that were sent, for {seeds} seeds", sent)
+    print(f"    {backend}: {sent} packets, and {dropped} drops by a rule or a policy; not fully known: {dict(unknown)}")
     group.true(dropped >= (30 if backend == "mixed" else 100), "packets that rules and policies dropped", dropped)
+    not_known = sum(unknown[kind] for kind in ("stale", "unknown")) - unknown["unseen"] - unknown["suspects"]
+    group.true(not_known <= dropped * 2 / 5, "drops whose rule is not known, or stale, right after the rules have come", not_known)
     group.true(unknown["unread"] <= dropped / 4, "drops whose rule had not been read", unknown["unread"])
     # Gotos may lead to a chain in more ways than one: chance decides how often.
     group.true(unknown["no_path"] <= dropped / 2, "drops without the whole path", unknown["no_path"])

@@ -259,6 +259,7 @@ started ranged ranged.json
     wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}\|${tracers[ranged]}") || true
     # The table wakes up, and sleeps again.
     nft add table inet asleep
+    pause 1.5 # its text is read
     ip netns exec provider /tests/send $vm4 2 7745
     nft add table inet asleep '{ flags dormant; }'
     ip netns exec provider /tests/send $vm4 2 7745

@@ -38,8 +38,9 @@ ip netns exec provider stat -Lc %i /proc/self/ns/net >"$out/netns.provider"
 vm_netns=$(stat -Lc %i /proc/self/ns/net)
 mac=$(</sys/class/net/eth0/address)
 
-# A thousand networks; none of them is of interest here.
+# A thousand networks of each family; none of them is of interest here.
 printf -v many '%s.0/24,' 172.{16..19}.{0..249}
+printf -v many6 'fd99:%s::/48,' {1000..1999}
 
 launched=()
 with() {
@@ -93,8 +94,8 @@ provoke
 with rules --dst "$ranges" --rules-only
 with all --all --port 4009 --proto udp
 with all-src --all --src "$vm4" --rules-only
-with many --dst "$many$ranges" --src "$many$vm4,$vm6" --port 53
-with none --dst "${many%,}" --port 53
+with many --dst "$many$many6$ranges" --src "$many6$many$vm4,$vm6" --port 53
+with none --dst "$many6${many%,}" --port 53
 with every --dst "$ranges" --src "$vm4" --port 53,7801 --proto udp --iface eth0 --netns "$vm_netns" \
     "${of_reason[@]}" --rules-only
 provoke

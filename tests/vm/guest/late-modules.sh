@@ -5,10 +5,11 @@
 # shellcheck source=lib.sh
 . /tests/lib.sh
 
-# traced FUNCTION...: returns when tsdroptrace has attached to all of them. It looks for new modules once a second, and
+# traced NAME FUNCTION...: returns when tsdroptrace has attached to all of them. It looks for new modules once a second, and
 # under emulation it may take seconds to attach.
 traced() {
-    wait_for 20 /sys/kernel/tracing/enabled_functions "$@"
+    wait_for 20 /sys/kernel/tracing/enabled_functions "${@:2}"
+    mark "$1.traced"
     pause 1 # and to what comes after these
 }
 
@@ -21,7 +22,7 @@ iptables-legacy -A INPUT -p udp --dport 7301 -j DROP
 ip6tables-legacy -A INPUT -p udp --dport 7301 -j REJECT
 iptables-legacy -t raw -A PREROUTING -p udp --dport 7302 -j DROP
 mark legacy.rules
-traced ipt_do_table ip6t_do_table
+traced legacy ipt_do_table ip6t_do_table
 ip netns exec provider /tests/send "$vm4" 2 7301 7302
 ip netns exec provider /tests/send "$vm6" 2 7301
 
@@ -36,11 +37,11 @@ table inet late {
 }
 NFT
 mark nft.rules
-traced nft_do_chain nft_target_eval_xt nft_lookup_eval
+traced nft nft_do_chain nft_target_eval_xt nft_lookup_eval
 # The program that emits knows nf_tables by now: this brings a program on an expression only.
 nft add rule inet late input udp dport 7304 counter reject
-mark nft.reject
-traced nft_reject_inet_eval
+mark reject.rules
+traced reject nft_reject_inet_eval
 ip netns exec provider /tests/send "$vm4" 2 7303 7304 7305
 ip netns exec provider /tests/send "$vm6" 2 7303 7304 7305
 pause 1

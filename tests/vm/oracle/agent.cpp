@@ -461,11 +461,14 @@ int main(int argc, char** argv) {
     Trace trace(argv[3]);
 
     std::map<int, pid_t> senders;
+    std::size_t to_send = 0;
     for (std::size_t i = 0; i + 1 < packets.size(); i++)
         if (packets[i].origin == "prime")
             wait_until_read(sender, packets[i], lines);
-        else
+        else {
             senders[packets[i].cpu] = 0;
+            to_send++;
+        }
     trace.restart();
     if (packets.front().origin == "prime")
         std::printf("primed\n");
@@ -485,6 +488,7 @@ int main(int argc, char** argv) {
             pause_ms(5);
         }
     }
+    std::printf("sent %zu\n", to_send);
     // What the packets have led to (answers, errors) may still be waiting for a softirq.
     for (int wait = 0; wait < 15; wait++) {
         pause_ms(10);

@@ -152,7 +152,7 @@ class Writer:
         hooks, main = HOOKS[table], table == self.focus
         most = 4 + 2 * level if main else 2 + level
         chains = [rng.choice(NAMES).format(n) for n in range(rng.randrange(most // 2, most))]
-        policy = lambda: "DROP" if rng.random() < (0.15 if main else 0.03) else "ACCEPT"  # noqa: E731
+        policy = lambda: "DROP" if rng.random() < (0.07 if main else 0.03) else "ACCEPT"  # noqa: E731
         lines = [f"*{table}"] + [f":{hook} {policy()} [0:0]" for hook in hooks]
         lines += [f":{name} - [0:0]" for name in chains]
         rules = []

@@ -201,8 +201,12 @@ class Table:
             for priority in rng.sample(PRIORITIES, rng.choice((1, 1, 2, 3)) if level else 1):
                 number += 1
                 main = hook in self.focus
-                policy = "drop" if rng.random() < (0.12 if main else 0.02) else "accept"
+                # Few: packets that a policy drops say nothing of rules.
+                policy = "drop" if rng.random() < (0.05 if main else 0.02) else "accept"
                 kind = "route" if hook == "output" and rng.random() < 0.2 else "filter"
+                # The chains of nat are called by another function, for the first packet of each connection.
+                if hook != "forward" and int(priority) > -200 and rng.random() < 0.3:
+                    kind = "nat"
                 rules = [self.rule(self.chains, True, not main)
                          for _ in range(rng.randrange(1, 5 + 2 * level) if main else rng.randrange(0, 3 + level))]
                 blocks.append([f"chain {hook}{number} {{",
