@@ -730,7 +730,13 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
         std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return rules_; }
 
     private:
-        std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(legacy_rules());
+        static Snapshot rules() {
+            Snapshot rules = legacy_rules();
+            rules.tables[0].chains[0].rules.push_back(
+                legacy_rule(500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
+            return rules;
+        }
+        std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());
     } snapshots;
     decode::Machine machine;
     machine.own_netns = netns;
@@ -767,6 +773,14 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
     CHECK(summary.causes[0].packets == 1);
     CHECK(summary.causes[1].packets == 1);
     CHECK((summary.causes[0].example.rule != nullptr) != (summary.causes[1].example.rule != nullptr));
+
+    // A target that changes the packet before it drops it, and says so itself.
+    cause.key.offset = 500;
+    cause.step[0].number = 6;
+    pipeline.drop(dead(4 * second, 83, IPPROTO_TCP), cause);
+    REQUIRE(shown.drops.size() == 3);
+    REQUIRE(shown.drops[2].rule);
+    CHECK(shown.drops[2].rule->number == 6u);
 }
 
 TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stays what the kernel has counted") {

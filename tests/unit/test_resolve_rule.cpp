@@ -1300,6 +1300,13 @@ TEST_CASE("resolve_rule: our own network namespace", "[resolve_rule]") {
     CHECK(ran);
     CHECK(open_netns(inode)); // this very process leads to it
     CHECK_FALSE(open_netns(1));
+    const auto process = netns_process(inode); // the oldest in it
+    REQUIRE(process);
+    CHECK(process->name.ends_with(']'));
+    CHECK(leads_to_netns(process->path, inode));
+    CHECK_FALSE(leads_to_netns(process->path, 1));
+    CHECK_FALSE(leads_to_netns("/no/such/path", inode));
+    CHECK_FALSE(netns_process(1));
     CHECK_FALSE(run_in_netns(1, [] {}));
 }
 

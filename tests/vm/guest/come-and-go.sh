@@ -48,6 +48,7 @@ IP
     echo $nameless >"$out/nameless"
     ip link add outer type veth peer name eth0 netns $nameless
     inside 7 nsenter -t $nameless -n
+    pause 2 # its number was one that had no name: that is asked once a second
     /tests/send 100.101.7.2 2 7357
     wait_for 10 "$out/run.json" '"dport":7357'
     kill $nameless

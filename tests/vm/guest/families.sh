@@ -226,7 +226,6 @@ fast_path() {
     talk provider 5000 $client4 7744 begin 2
     nft list table inet awake >"$out/forward.before"
     nft add rule netdev early onward udp dport 7744 counter drop
-    pause 1.5 # its text is read
     talk provider 5000 $client4 7744 send 2
 }
 
@@ -259,7 +258,6 @@ started ranged ranged.json
     wait $(jobs -p | grep -vx "$monitor\|${tracers[run]}\|${tracers[ranged]}") || true
     # The table wakes up, and sleeps again.
     nft add table inet asleep
-    pause 1.5 # its text is read
     ip netns exec provider /tests/send $vm4 2 7745
     nft add table inet asleep '{ flags dormant; }'
     ip netns exec provider /tests/send $vm4 2 7745

@@ -15,12 +15,20 @@ launch to --dst 100.100.2.136 --dst 192.0.2.0/24,fd7a:115c:a1e0::/48 --direction
 launch from --dst $dns4 --direction from --json --count 3
 launch six --dst fd7a:115c:a1e0::/48 --quiet --json-file "$out/six.json"
 launch nothing --dst 192.0.2.0/24,2001:db8::/32 --json-file "$out/nothing.json"
+launch noisy --all --verbose --json-file "$out/noisy.json"
 for name in to from; do started $name $name.out; done
-for name in six nothing; do started $name $name.json; done
-launch all --all --json --quiet --duration 6s
+for name in six nothing noisy; do started $name $name.json; done
+launch all --all --json --quiet --duration 8s
 started all all.out
 
 {
+    # Noise: answered pings, and what a socket that listens to all packets has not read when it is closed.
+    perl -e 'socket(my $all, 17, 3, 0x0300) or die; sleep 1' &
+    listener=$!
+    pause 0.2
+    ping -q -c 1 -W 5 10.0.0.1
+    ping -q -c 1 -W 5 fd00:a::1
+    wait $listener
     ip netns exec provider /tests/send "$vm4" 2 7601
     ip netns exec provider /tests/send "$vm6" 2 7601
     /tests/send "$dns4" 2 7602
@@ -34,8 +42,8 @@ started all all.out
 ended from
 mark from-ended
 pause 0.7
-for name in to six nothing; do kill -TERM "${tracers[$name]}"; done
-for name in to six nothing; do ended $name; done
+for name in to six nothing noisy; do kill -TERM "${tracers[$name]}"; done
+for name in to six nothing noisy; do ended $name; done
 ended all
 mark all-ended
 save_rules legacy after

@@ -39,8 +39,9 @@ IP
 in_bare() { ip netns exec bare "$@"; }
 in_bare sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.in.rp_filter=0
 
-reset='' # an option of TCP's header: from 5.18. It can fail only for want of memory; the rule behind it is what drops.
-[ -n "$old" ] || reset='tcp dport 7607 reset tcp option maxseg'
+# An option of TCP's header: from 5.18. Where it is longer than the header, the packet is dropped; else it goes on.
+reset=''
+[ -n "$old" ] || reset='tcp dport 7607-7608 counter reset tcp option maxseg'
 native() { # FAMILY ADDRESS
     cat <<NFT
 table $1 fails {
@@ -59,6 +60,10 @@ table $1 fails {
         udp dport != 7606 accept
         meta l4proto != udp accept
     }
+    chain proxy { # with nobody to hand it to, the rule goes on
+        type filter hook prerouting priority mangle; policy accept;
+        udp dport 7609 counter tproxy to :1
+    }
     chain post {
         type nat hook postrouting priority srcnat; policy accept;
         udp dport 7602 counter masquerade
@@ -68,6 +73,7 @@ table $1 fails {
         udp dport 7604 $1 daddr @asked counter drop
         $reset
         tcp dport 7607 counter drop
+        udp dport 7609 counter drop
     }
 }
 NFT
@@ -132,12 +138,14 @@ segments() {
 }
 broken=00000001000000004002020000000000  # of four
 with_mss=0000000100000000600202000000000002040200
+long_mss=00000001000000006002020000000000020a0200
 trace run --dst "$ranges" --record "$out/recording"
 {
     for address in 10.8.0.1 fd00:8::1; do
-        sent $address 2 7601 7602 7604 7605 7606 7611 7612 7613 7614 7621 7622 7623 7624
+        sent $address 2 7601 7602 7604 7605 7606 7609 7611 7612 7613 7614 7621 7622 7623 7624
         segments $address $broken 7615 7616 7617 7625 7626 7627
         segments $address $with_mss 7607
+        [ -n "$old" ] || segments $address $long_mss 7608
     done
     for last in 11 21; do
         segments 10.8.0.$last 1e70 # two bytes
