@@ -775,6 +775,7 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
     CHECK((summary.causes[0].example.rule != nullptr) != (summary.causes[1].example.rule != nullptr));
 
     // A target that changes the packet before it drops it, and says so itself.
+    cause.id = 99;
     cause.key.offset = 500;
     cause.step[0].number = 6;
     pipeline.drop(dead(4 * second, 83, IPPROTO_TCP), cause);
