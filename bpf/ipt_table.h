@@ -988,9 +988,9 @@ static __noinline int begin_interrupting(void *ctx, u64 *argument, u32 family)
 	return take_shadow(table, family);
 }
 
-static __always_inline int table_begin(void *ctx, u64 *argument, u32 family) // struct xt_table *table, skb, state
+static __always_inline int table_begin(void *ctx, u64 *argument, u32 cpu, u32 family) // struct xt_table *table, skb, state
 {
-	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	struct traversals *here = traversals_of(cpu);
 	u64 table = argument[0];
 
 	if (here->skb)
@@ -1388,7 +1388,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 
 // It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
 // now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
-static __noinline int doubt_all(u32 cpu, u32 reader)
+static __always_inline void doubt_all(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 
@@ -1396,7 +1396,6 @@ static __noinline int doubt_all(u32 cpu, u32 reader)
 		interrupt(cpu, reader);
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
-	return 0;
 }
 
 #ifndef TSDT_KPROBES
@@ -1542,7 +1541,7 @@ static __always_inline int table_end(u64 *ctx, u32 family) // as table_begin, an
 
 	if ((ctx[3] & NF_VERDICT_MASK) == NF_DROP)
 		return end_dropped(ctx, family);
-	here = traversals_of(bpf_get_smp_processor_id());
+	here = traversals_of(this_cpu_keeping(&ctx));
 	if (here->skb != ctx[1])
 		return end_interrupted(ctx);
 	here->skb = 0;
@@ -1565,7 +1564,7 @@ static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 	call.argument[1] = table_is_first ? second : first;
 	call.argument[2] = table_is_first ? third : second;
 	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
-	return table_begin(ctx, call.argument, family);
+	return table_begin(ctx, call.argument, bpf_get_smp_processor_id(), family);
 }
 
 static __always_inline int table_return(struct pt_regs *ctx, u32 family)
@@ -1590,7 +1589,9 @@ static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 	SEC("fentry/" #function)                                                                                  \
 	int function##_begin(u64 *ctx)                                                                            \
 	{                                                                                                         \
-		return table_begin(ctx, ctx, family);                                                                  \
+		u32 cpu = this_cpu_keeping(&ctx);                                                                 \
+                                                                                                                  \
+		return table_begin(ctx, ctx, cpu, family);                                                        \
 	}                                                                                                         \
 	SEC("fexit/" #function)                                                                                   \
 	int function##_end(u64 *ctx)                                                                              \
@@ -1610,7 +1611,7 @@ int ebt_do_table_begin(u64 *ctx)
 {
 	u64 argument[3] = {ctx[0] | BRIDGE_TABLE, ctx[1], ctx[2]};
 
-	return table_begin(ctx, argument, FAMILY_BRIDGE);
+	return table_begin(ctx, argument, bpf_get_smp_processor_id(), FAMILY_BRIDGE);
 }
 
 SEC("fexit/ebt_do_table")
