@@ -195,8 +195,8 @@ enum tsdt_placeholder {
 	TSDT_RDONLY_CAST = 0x7eed0001, // of a call
 	TSDT_TYPE_IPHDR = 0x7eed0002,
 	TSDT_TYPE_IPV6HDR = 0x7eed0003,
-	TSDT_RUNQUEUES = 0x7eed0004, // of a variable
-	TSDT_NF_SKB_DUPLICATED = 0x7eed0005,
+	TSDT_PER_CPU_VARIABLE = 0x7eed0004,  // nf_skb_duplicated where it is there, else another one
+	TSDT_NF_SKB_DUPLICATED = 0x7eed0005, // not 0: that is the one
 };
 
 // Packets of the filter that pass, by device: key and value of the map `seen`.

@@ -907,24 +907,30 @@ __noinline int is_any_open(u32 cpu)
 	return 0;
 }
 
+// For a traversal that is interrupted now.
+static __always_inline void make_room(struct traversals *here, struct claim *claim, u64 now)
+{
+	if (claim->skb && now - claim->interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
+		here->strayed_ns = now;
+	claim->skb = 0;
+	claim->interrupted_ns = now;
+}
+
 // A packet begins a table while another one has not ended its own on this CPU: what has moved by now is the other's,
 // unless that is not the only one.
 __noinline int interrupt(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 	struct claim *other = &here->interrupted[here->interruptions % INTERRUPTED];
-	u64 skb = here->skb, now = bpf_ktime_get_ns();
+	u64 skb = here->skb;
 	bool any_open;
 
 	barrier_var(reader); // with kprobes it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
 	here->skb = no_mark(here);
-	if (other->skb && now - other->interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
-		here->strayed_ns = now;
-	other->skb = 0;
+	make_room(here, other, bpf_ktime_get_ns());
 	any_open = is_any_open(cpu);
-	other->interrupted_ns = now;
 	other->fingerprint = fingerprint_of((struct sk_buff *)skb);
 	begin_claim(other, here->table, here->state);
 	claim_counter(other, cpu, reader);
@@ -940,7 +946,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	return 0;
 }
 
-static long forget_on(u32 cpu, u64 *skb)
+static __noinline long forget_on(u32 cpu, u64 *skb)
 {
 	struct traversals *there = traversals_of(cpu);
 
@@ -989,9 +995,9 @@ static __noinline int begin_interrupting(void *ctx, u64 *argument, u32 family)
 	return take_shadow(table, family);
 }
 
-static __always_inline int table_begin(void *ctx, u64 *argument, u32 family) // struct xt_table *table, skb, state
+static __always_inline int table_begin(void *ctx, u64 *argument, u32 cpu, u32 family) // struct xt_table *table, skb, state
 {
-	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	struct traversals *here = traversals_of(cpu);
 	u64 table = argument[0];
 
 	if (here->skb)
@@ -1371,12 +1377,12 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 		claim_counter(claim, cpu, reader);
 		return 0;
 	}
-	if (search->found == 1 && claim->unknown != TSDT_UNKNOWN_NO_COUNTER)
+	if (search->found == 1 && claim->unknown != TSDT_UNKNOWN_NO_COUNTER && claim->unknown != TSDT_UNKNOWN_TRAVERSAL_LOST)
 		return 0;
-	// Its counter has moved since, there or here.
+	// Its counter has moved since, there or here. Whether it is the one that is found or not, note is taken of it.
 	if (search->found != 1)
 		begin_claim(claim, table, 0);
-	else
+	else if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER)
 		strayed = is_any_open(cpu) || is_any_open(search->cpu);
 	claim->has_jumpstack = 0;
 	if (search->found == 1 && search->cpu != cpu)
@@ -1389,12 +1395,18 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 
 // It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
 // now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
-static __always_inline void doubt_all(u32 cpu, u32 reader)
+static __always_inline void doubt_all(struct traversals *here)
 {
-	struct traversals *here = traversals_of(cpu);
+	struct claim *newest = &here->interrupted[here->interruptions % INTERRUPTED];
 
-	if (here->skb > MARK_ENDING)
-		interrupt(cpu, reader);
+	if (here->skb > MARK_ENDING) {
+		make_room(here, newest, bpf_ktime_get_ns());
+		begin_claim(newest, here->table, here->state);
+		newest->fingerprint = fingerprint_of((struct sk_buff *)here->skb);
+		newest->skb = here->skb;
+		here->skb = no_mark(here);
+		here->interruptions++;
+	}
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
 }
@@ -1461,7 +1473,7 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER && has_traced_matches(family))
 		claim_match(draft, family);
 	if (claim->unknown)
-		doubt_all(cpu, READER_END + family);
+		doubt_all(traversals_of(cpu));
 	return table_verdict(key, address, state_address, family);
 }
 
@@ -1542,7 +1554,7 @@ static __always_inline int table_end(u64 *ctx, u32 family) // as table_begin, an
 
 	if ((ctx[3] & NF_VERDICT_MASK) == NF_DROP)
 		return end_dropped(ctx, family);
-	here = traversals_of(bpf_get_smp_processor_id());
+	here = traversals_of(this_cpu_keeping(&ctx));
 	if (here->skb != ctx[1])
 		return end_interrupted(ctx);
 	here->skb = 0;
@@ -1565,7 +1577,7 @@ static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 	call.argument[1] = table_is_first ? second : first;
 	call.argument[2] = table_is_first ? third : second;
 	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
-	return table_begin(ctx, call.argument, family);
+	return table_begin(ctx, call.argument, bpf_get_smp_processor_id(), family);
 }
 
 static __always_inline int table_return(struct pt_regs *ctx, u32 family)
@@ -1590,7 +1602,9 @@ static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 	SEC("fentry/" #function)                                                                                  \
 	int function##_begin(u64 *ctx)                                                                            \
 	{                                                                                                         \
-		return table_begin(ctx, ctx, family);                                                                  \
+		u32 cpu = this_cpu_keeping(&ctx);                                                                 \
+                                                                                                                  \
+		return table_begin(ctx, ctx, cpu, family);                                                        \
 	}                                                                                                         \
 	SEC("fexit/" #function)                                                                                   \
 	int function##_end(u64 *ctx)                                                                              \
@@ -1610,7 +1624,7 @@ int ebt_do_table_begin(u64 *ctx)
 {
 	u64 argument[3] = {ctx[0] | BRIDGE_TABLE, ctx[1], ctx[2]};
 
-	return table_begin(ctx, argument, FAMILY_BRIDGE);
+	return table_begin(ctx, argument, bpf_get_smp_processor_id(), FAMILY_BRIDGE);
 }
 
 SEC("fexit/ebt_do_table")

@@ -116,59 +116,42 @@ static __always_inline bool find_target(struct table_slot *slot, struct claim *c
 }
 #endif
 
-// The slot of the table in whose blob the address lies, or TABLE_SLOTS.
-VERIFIED_ONCE int slot_with(const struct tables *tables, u64 address)
-{
-	if (!tables)
-		return TABLE_SLOTS;
-	for (u32 i = 0; i < TABLE_SLOTS; i++) {
-		const struct table_slot *slot = &tables->slot[i];
-
-		if (slot->table && address - entries_of(slot->table, slot->private) < slot->size)
-			return i;
-	}
-	return TABLE_SLOTS;
-}
-
-// Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is in no table that is known.
-static __noinline bool find_target_rule(struct draft *draft, u64 target, u32 family)
+// Fills in the claim of `draft` with the rule whose target lies at `target`. False when it is not in that table.
+static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 table, u32 family)
 {
 	struct tables *tables = bpf_map_lookup_elem(&shadows, &family);
-	struct claim *claim = &draft->claim;
 	struct table_slot *slot;
-	u32 index;
+	u64 blob;
 
 	if (!tables)
 		return false;
-	index = slot_with(tables, target);
-	if (index >= TABLE_SLOTS)
+	slot = table_slot(tables, table);
+	blob = entries_of(table, slot->private);
+	if (slot->table != table || target < blob || target >= blob + slot->size)
 		return false;
-	slot = &tables->slot[index];
-	begin_claim(claim, slot->table, 0);
-	claim->private = slot->private;
-	claim->generation = slot->generation;
-	claim->unknown = TSDT_UNKNOWN_NONE;
-	return find_target(slot, claim, target - entries_of(slot->table, slot->private));
+	draft->claim.table = slot->table;
+	draft->claim.private = slot->private;
+	draft->claim.generation = slot->generation;
+	draft->claim.unknown = TSDT_UNKNOWN_NONE;
+	return find_target(slot, &draft->claim, target - blob);
 }
 
 // A target may send something itself before it drops the packet, as REJECT and arpreply do: if that passes a table, it
 // has interrupted this traversal, and uses its jump stack.
-static __noinline int jumpstack_of_interrupted(struct claim *claim, u64 skb)
+// The table of that traversal, whose claim this takes; or 0.
+static __noinline u64 take_interrupted(struct claim *claim, u64 skb)
 {
 	struct traversals *here = traversals_of(bpf_get_smp_processor_id());
+	u32 found = INTERRUPTED;
 
-	for (u32 i = 0; i < INTERRUPTED; i++) {
-		struct claim *other = &here->interrupted[i];
-
-		if (other->skb != skb)
-			continue;
-		other->skb = 0;
-		if (other->private != claim->private || !other->has_jumpstack)
-			continue;
-		claim->has_jumpstack = 1;
-		__builtin_memcpy(claim->jumpstack, other->jumpstack, sizeof(claim->jumpstack));
-	}
-	return 0;
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		if (here->interrupted[i].skb == skb)
+			found = i;
+	if (found >= INTERRUPTED)
+		return 0;
+	*claim = here->interrupted[found];
+	here->interrupted[found].skb = 0;
+	return claim->table;
 }
 
 static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action_param *par, u32 family)
@@ -179,14 +162,16 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 						__builtin_offsetof(struct xt_entry_target_head, verdict));
 	u32 key = DRAFT_TARGET + family;
 	struct draft *draft = bpf_map_lookup_elem(&drafts, &key);
+	u64 table;
 
-	if (!draft || !find_target_rule(draft, target, family))
+	if (!draft)
 		return 0;
-	if (here->skb == as_number(skb)) {
+	table = here->skb == (u64)skb ? here->table : take_interrupted(&draft->claim, as_number(skb));
+	if (!find_target_rule(draft, target, table, family))
+		return 0;
+	if (here->skb == (u64)skb) {
 		here->skb = no_mark(here);
 		read_jumpstack(&draft->claim, bpf_get_smp_processor_id());
-	} else {
-		jumpstack_of_interrupted(&draft->claim, as_number(skb));
 	}
 	return table_verdict(key, as_number(skb), (u64)MODULE_READ(xt_action_param, par, state), family);
 }

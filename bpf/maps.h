@@ -196,6 +196,7 @@ struct queueing {
 	u64 queued; // skb that a rule has just handed over; the rest is about the rule
 	u64 pkt;    // nf_tables: struct nft_pktinfo *
 	u64 target; // legacy: address of the rule's target
+	u64 table;  // legacy: struct xt_table *
 	u64 private; // its struct xt_table_info *
 	u64 jumpstack[TSDT_JUMPSTACK_MAX];
 };

@@ -13,7 +13,7 @@
 SEC("fentry/nft_do_chain")
 int nft_do_chain_begin(u64 *ctx) // struct nft_pktinfo *pkt, void *priv: the base chain
 {
-	struct trail *trail = this_cpu_trail();
+	struct trail *trail = trail_of(this_cpu_keeping(&ctx));
 
 	trail_add(trail, (void *)ctx[0], (void *)ctx[1], TRAIL_BEGIN);
 	return 0;
@@ -25,12 +25,12 @@ SEC("fentry/nft_immediate_eval")
 int nft_immediate_eval_begin(u64 *ctx) // struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt
 {
 	const struct nft_expr *expr = (void *)ctx[0];
-	s32 code = compat_expr_read(expr, struct nft_immediate_expr, data.verdict.code);
+	s32 code = compat_expr_read(ctx, expr, struct nft_immediate_expr, data.verdict.code);
 	struct trail *trail;
 
 	if ((u32)(code - NFT_GOTO) > NFT_JUMP - NFT_GOTO && (code & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
-	trail = this_cpu_trail();
+	trail = trail_of(this_cpu_keeping(&ctx));
 	trail_add(trail, (void *)ctx[2], (void *)ctx[0], TRAIL_IMMEDIATE);
 	return 0;
 }

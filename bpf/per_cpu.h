@@ -29,34 +29,31 @@ static __always_inline u64 address_of_duplicated(void)
 	return (u64)address;
 }
 #else
-// Userspace puts the numbers of the variables in, as libbpf would, after it had read all of the kernel's types. 0: not there.
-#define KERNEL_VARIABLE(placeholder)                                                   \
-	({                                                                             \
-		void *address__;                                                       \
-		asm volatile("%0 = %1 ll" : "=r"(address__) : "i"(placeholder)); \
-		address__;                                                             \
-	})
-
 static u64 per_cpu_offset[TSDT_MAX_CPUS];
-static u64 duplicated_at;
+static u64 duplicated_at; // nf_skb_duplicated; to 6.15
 
-static long find_offset(u32 cpu, u64 *runqueues_at)
+static long find_offset(u32 cpu, const void **variable)
 {
-	const void *there = bpf_per_cpu_ptr(KERNEL_VARIABLE(TSDT_RUNQUEUES), cpu); // any per-CPU variable will do
+	const void *there = bpf_per_cpu_ptr(*variable, cpu);
 
 	if (!there || cpu >= TSDT_MAX_CPUS)
 		return 1;
-	per_cpu_offset[cpu] = as_number(there) - *runqueues_at;
+	per_cpu_offset[cpu] = as_number(there) - as_number(*variable);
 	return 0;
 }
 
 SEC("syscall") // 5.14, 79a7f8bdb159
 int find_per_cpu_memory(void *ctx)
 {
-	u64 runqueues_at = as_number(KERNEL_VARIABLE(TSDT_RUNQUEUES));
+	const void *variable; // any one will do
+	u64 is_duplicated;
 
-	duplicated_at = as_number(KERNEL_VARIABLE(TSDT_NF_SKB_DUPLICATED)); // to 6.15
-	bpf_loop(TSDT_MAX_CPUS, find_offset, &runqueues_at, 0);
+	// Userspace puts the number in, as libbpf would, after it had read all of the kernel's types.
+	asm volatile("%0 = %1 ll" : "=r"(variable) : "i"(TSDT_PER_CPU_VARIABLE));
+	asm volatile("%0 = %1" : "=r"(is_duplicated) : "i"(TSDT_NF_SKB_DUPLICATED));
+	if (is_duplicated)
+		duplicated_at = as_number(variable);
+	bpf_loop(TSDT_MAX_CPUS, find_offset, &variable, 0);
 	return 0;
 }
 

@@ -72,6 +72,7 @@ static __always_inline int legacy_queued(struct sk_buff *skb, const struct xt_ac
 	private = BPF_CORE_READ(table, private);
 	here->pkt = 0;
 	here->target = (u64)par->targinfo - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	here->table = (u64)table;
 	here->private = (u64)private;
 	here->queued = (u64)skb;
 	__builtin_memset(here->jumpstack, 0, sizeof(here->jumpstack));
@@ -118,7 +119,7 @@ static __noinline bool find_queue_rule(u64 skb)
 		return false;
 	here->queued = 0;
 	draft = queue_draft(state, &family);
-	if (!draft || !find_target_rule(draft, here->target, family) ||
+	if (!draft || !find_target_rule(draft, here->target, here->table, family) ||
 	    draft->claim.private != here->private)
 		return false;
 	for (u32 i = 0; i < TSDT_JUMPSTACK_MAX; i++)

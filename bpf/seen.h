@@ -134,10 +134,9 @@ static __always_inline u16 bits_by_call(u64 address)
 	SEC("tp_btf/" #tracepoint)                                          \
 	int name(u64 *ctx)                                                  \
 	{                                                                   \
-		u64 *volatile kept = ctx;                                   \
 		const struct sk_buff *skb = (void *)ctx[0];                 \
                                                                             \
-		return (may_match) ? then(kept) : 0;                        \
+		return (may_match) ? then(ctx) : 0;                         \
 	}
 
 #define IPV4_OR_IPV6(bits, header, field)                                                    \
@@ -152,21 +151,23 @@ SEEN_PROGRAM(received_by_call, netif_receive_skb, IPV4_OR_IPV6(BITS_BY_CALL, REC
 // From 6.2 (a35b9af4ec2c) a pointer may be given a type, by its number in the kernel's BTF: one load instead of a call.
 // Userspace puts the numbers of bpf_rdonly_cast and of the type in: to look for the function itself, libbpf would read all
 // of the kernel's types at the start.
-static __always_inline void *rdonly_cast(u64 address, int type)
+static __always_inline void *rdonly_cast(u64 address, int type, u64 **ctx)
 {
 	register void *typed asm("r0");
 	register u64 pointer asm("r1") = address;
+	register u64 *kept asm("r3") = *ctx; // as in this_cpu_keeping()
 
-	asm volatile("r2 = %[type]; call %[cast]"
-		     : "=r"(typed), "+r"(pointer)
+	asm volatile("r2 = %[type]; *(u64 *)(r10 - 8) = %[kept]; call %[cast]; %[kept] = *(u64 *)(r10 - 8)"
+		     : "=r"(typed), "+r"(pointer), [kept] "+r"(kept)
 		     : [type] "i"(type), [cast] "i"(TSDT_RDONLY_CAST)
-		     : "r2", "r3", "r4", "r5");
+		     : "r2", "r4", "r5");
+	*ctx = kept;
 	return typed;
 }
 
 #define TYPE_iphdr TSDT_TYPE_IPHDR
 #define TYPE_ipv6hdr TSDT_TYPE_IPV6HDR
-#define BITS(type, header, field) (*(u16 *)&((struct type *)rdonly_cast(header, TYPE_##type))->field)
+#define BITS(type, header, field) (*(u16 *)&((struct type *)rdonly_cast(header, TYPE_##type, &ctx))->field)
 
 SEEN_PROGRAM(sent_any, net_dev_start_xmit, IPV4_OR_IPV6(BITS, SENT_HEADER(skb), daddr), sent)
 SEEN_PROGRAM(received_any, netif_receive_skb, IPV4_OR_IPV6(BITS, RECEIVED_HEADER(skb), saddr), received)

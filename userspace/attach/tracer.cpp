@@ -174,13 +174,20 @@ thread_local std::string_view function_for_loading;
 // By enum tsdt_placeholder, from TSDT_RDONLY_CAST.
 constexpr const char* rdonly_cast = "bpf_rdonly_cast";
 constexpr struct {
-    const char* name;      // in the kernel's BTF
-    std::uint8_t src_reg;  // what the number is, to the kernel
+    const char* name;           // in the kernel's BTF
+    std::uint8_t src_reg;       // what the number is, to the kernel
+    const char* else_name = ""; // where that is not there
 } placeholders[] = {{rdonly_cast, BPF_PSEUDO_KFUNC_CALL},
                     {"iphdr", 0},
                     {"ipv6hdr", 0},
-                    {"runqueues", BPF_PSEUDO_BTF_ID},
-                    {"nf_skb_duplicated", BPF_PSEUDO_BTF_ID}};
+                    {"nf_skb_duplicated", BPF_PSEUDO_BTF_ID, "runqueues"}, // to 6.15
+                    {"nf_skb_duplicated", 0}};
+
+// The number of a type, a function or a variable of the kernel's own; 0: not there.
+std::uint32_t vmlinux_id(const char* name) {
+    const auto id = types_for_loading->function(name);
+    return id && id->btf_object == 0 ? id->type_id : types_for_loading->vmlinux_type(name);
+}
 
 // 0 in the place of what is not there.
 void fill_in(std::vector<bpf_insn>& instructions) {
@@ -188,9 +195,8 @@ void fill_in(std::vector<bpf_insn>& instructions) {
         const auto index = static_cast<std::uint32_t>(instruction.imm) - TSDT_RDONLY_CAST;
         if (index >= std::size(placeholders))
             continue;
-        const auto& [name, src_reg] = placeholders[index];
-        const auto id = types_for_loading->function(name);
-        const std::uint32_t number = id && id->btf_object == 0 ? id->type_id : types_for_loading->vmlinux_type(name);
+        const auto& [name, src_reg, else_name] = placeholders[index];
+        const std::uint32_t number = vmlinux_id(name) ? vmlinux_id(name) : vmlinux_id(else_name);
         instruction.imm = static_cast<std::int32_t>(number);
         instruction.src_reg = number ? src_reg : 0;
     }
@@ -831,8 +837,11 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
             types.merge(kprobe.types());
     auto functions = fentry.functions();
-    for (const auto& placeholder : placeholders)
+    for (const auto& placeholder : placeholders) {
         functions.insert(placeholder.name);
+        if (*placeholder.else_name)
+            functions.insert(placeholder.else_name);
+    }
     state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.
