@@ -732,8 +732,8 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
     private:
         static Snapshot rules() {
             Snapshot rules = legacy_rules();
-            rules.tables[0].chains[0].rules.push_back(
-                legacy_rule(500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
+            rules.tables[0].chains[0].rules.push_back(legacy_rule(
+                500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
             return rules;
         }
         std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());

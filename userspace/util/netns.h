@@ -23,8 +23,8 @@ struct NetnsName {
 // The name under which `ip netns` shows the namespace; nullopt when it has none or is gone.
 std::optional<NetnsName> netns_name(std::uint32_t inode);
 
-// The name of the oldest process that lives in it, that of a container mostly: "nginx[1234]". Looks at no more than 65,536
-// processes.
+// The name of the oldest process that lives in it, that of a container mostly: "nginx[1234]". Looks at no more than
+// 65,536 processes.
 std::optional<NetnsName> netns_process(std::uint32_t inode);
 
 // Whether the path still leads to it. An inode's number is given to another namespace as soon as it is free.

@@ -28,7 +28,8 @@ def namespaces(group, guest, validator):
         for drop in drops:
             group.fields(drop["netns"], {"inode": inode}, what)
             # Once it is gone, neither its name nor its rules can be read. Those of another one are never taken for them.
-            group.true(drop["netns"]["name"] in ([own, None] if gone_at_once else [own]), f"{what}: name", drop["netns"])
+            names = [own, None] if gone_at_once else [own]
+            group.true(drop["netns"]["name"] in names, f"{what}: name", drop["netns"])
             rule = drop["rule"] or {}
             group.fields(rule, {"table": "filter", "chain": "INPUT", "confidence": "exact",
                                 "text": lambda it, gone=gone_at_once, own=text: it == own or (gone and it is None)}, what)
@@ -46,6 +47,14 @@ def modules(group, guest, _):
                 "text": lambda text, port=drop["packet"]["dport"]: f"dport {port} " in (text or "")},
                          f"port {drop['packet']['dport']}")
         group.equal([len(run.drops_to_port(port)) for port in (first, first + 1)], [2, 2], f"ports {first}, {first + 1}")
+
+
+    unloaded = {when: dict(map(str.split, guest.text(f"come-and-go/unloaded.{when}").splitlines()))
+                for when in ("traced", "stopped")}
+    group.equal(set(unloaded["stopped"].values()), {"gone"}, "modules that nobody traces any more can be unloaded")
+    # The kernel keeps a module whose function is traced by fentry; kprobes are taken out of it.
+    group.equal(unloaded["traced"], {"nft_reject_inet": "gone" if guest.old else "held", "iptable_filter": "gone",
+                                     "ip_tables": "gone" if guest.old else "held"}, "modules unloaded while they are traced")
 
 
 def processors(group, guest, _):
@@ -86,7 +95,8 @@ def lockdown(group, guest, validator):
     # Nobody may read it, and a BPF program could: one sentence, and how to get further.
     run = guest.run("lockdown", "confidentiality")
     group.equal((run.exit, run.lines, run.out), (3, [], ""), "confidentiality: exit code, and nothing else")
-    group.true("locked down (confidentiality)" in run.err and len(run.err.splitlines()) == 1, "confidentiality: says so", run.err)
+    group.true("locked down (confidentiality)" in run.err and len(run.err.splitlines()) == 1,
+               "confidentiality: says so", run.err)
 
 
 def all_checks(run, validator):
