@@ -61,7 +61,7 @@ unload() { # WHEN: what of them goes
     nft flush ruleset
     iptables-legacy -F
     lsmod >"$out/modules.$1"
-    for module in nft_reject_inet iptable_filter ip_tables; do
+    for module in nft_reject_inet iptable_filter; do
         if rmmod $module; then
             echo "$module gone"
         else

@@ -94,8 +94,8 @@ provoke
 with rules --dst "$ranges" --rules-only
 with all --all --port 4009 --proto udp
 with all-src --all --src "$vm4" --rules-only
-with many --dst "$many$many6$ranges" --src "$many6$many$vm4,$vm6" --port 53
-with none --dst "$many6${many%,}" --port 53
+with many --dst "$many$ranges" --src "$many6$vm4,$vm6" --port 53
+with none --dst "${many6%,}" --port 53
 with every --dst "$ranges" --src "$vm4" --port 53,7801 --proto udp --iface eth0 --netns "$vm_netns" \
     "${of_reason[@]}" --rules-only
 provoke
