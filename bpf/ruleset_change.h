@@ -78,6 +78,21 @@ static __always_inline s32 replace_command(u32 ruleset)
 	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : 64;
 }
 
+#ifndef TSDT_LINUX_5_10
+// Which of ebtables' tables a process has replaced, only what it has handed over says.
+static __always_inline void tell_bridge_change(struct sock *sk, const void *replacement)
+{
+	char name[8] = {};
+
+	bpf_probe_read_user(name, sizeof(name), replacement); // struct ebt_replace
+	if (name[0] == 'f')
+		tell_change(TSDT_RULESET_BRIDGE_FILTER, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
+	else if (name[0] == 'n')
+		tell_change(TSDT_RULESET_BRIDGE_NAT, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
+}
+enum { EBT_SO_SET_ENTRIES = 128 };
+#endif
+
 #ifdef TSDT_KPROBES
 #include "ruleset_change_kprobes.h"
 #else
@@ -115,23 +130,14 @@ SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
 SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
 SET_CTL(do_arpt_set_ctl, TSDT_RULESET_ARP_TABLES)
 
-// Which table it is, only what the process has handed over says.
 SEC("fexit/do_ebt_set_ctl")
 int do_ebt_set_ctl_end(unsigned long long *ctx) // struct sock *sk, int cmd, sockptr_t arg, unsigned int len
 {
-	enum { EBT_SO_SET_ENTRIES = 128 };
-	struct sock *sk = (struct sock *)ctx[0];
 	u64 ret = -1;
-	char name[8] = {};
 
 	bpf_get_func_ret(ctx, &ret);
-	if (!(int)ret && (int)ctx[1] == EBT_SO_SET_ENTRIES) {
-		bpf_probe_read_user(name, sizeof(name), (void *)ctx[2]); // struct ebt_replace
-		if (name[0] == 'f')
-			tell_change(TSDT_RULESET_BRIDGE_FILTER, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
-		else if (name[0] == 'n')
-			tell_change(TSDT_RULESET_BRIDGE_NAT, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
-	}
+	if (!(int)ret && (int)ctx[1] == EBT_SO_SET_ENTRIES)
+		tell_bridge_change((struct sock *)ctx[0], (void *)ctx[2]);
 	return change_ends(TSDT_GENERATION_X_TABLES);
 }
 
@@ -142,7 +148,9 @@ CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
+#endif
 
+#ifndef TSDT_LINUX_5_10
 // Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
 // in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
 struct {
@@ -152,8 +160,7 @@ struct {
 	__type(value, u64); // struct net * of the socket that is being closed
 } closing SEC(".maps");
 
-SEC("fentry/nft_rcv_nl_event")
-int BPF_PROG(nft_rcv_nl_event_begin, void *notifier, unsigned long event, struct netlink_notify *closed)
+static __always_inline int socket_closes(unsigned long event, const struct netlink_notify *closed)
 {
 	u64 task = bpf_get_current_pid_tgid(), net = (u64)BPF_CORE_READ(closed, net);
 
@@ -161,18 +168,18 @@ int BPF_PROG(nft_rcv_nl_event_begin, void *notifier, unsigned long event, struct
 		bpf_map_update_elem(&closing, &task, &net, BPF_ANY);
 	return 0;
 }
+AT_BEGIN(nft_rcv_nl_event, socket_closes(argument[1], (void *)argument[2])) // the first one is the notifier
 
-SEC("fexit/nft_rcv_nl_event")
-int BPF_PROG(nft_rcv_nl_event_end)
+static __always_inline int socket_closed(void)
 {
 	u64 task = bpf_get_current_pid_tgid();
 
 	bpf_map_delete_elem(&closing, &task);
 	return 0;
 }
+EXIT_OF(nft_rcv_nl_event) int nft_rcv_nl_event_end(void *ctx) { return socket_closed(); }
 
-SEC("fentry/nf_tables_table_destroy")
-int BPF_PROG(nf_tables_table_destroy_begin)
+static __always_inline int table_goes(void)
 {
 	u64 task = bpf_get_current_pid_tgid();
 	u64 *net = bpf_map_lookup_elem(&closing, &task);
@@ -183,6 +190,7 @@ int BPF_PROG(nf_tables_table_destroy_begin)
 	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
 	return 0;
 }
+ENTRY_OF(nf_tables_table_destroy) int nf_tables_table_destroy_begin(void *ctx) { return table_goes(); }
 #endif
 
 // A table is there when the function has ended (its first use in a namespace), or gone before it begins.
@@ -195,7 +203,7 @@ EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_c
 ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
 // From 7.1:
 ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 EXIT_OF(ebt_register_table) int ebt_register_table_end(void *ctx) { return table_comes_or_goes(); }
 ENTRY_OF(ebt_unregister_table) int ebt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); }
 #endif

@@ -460,6 +460,7 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 std::optional<Suspects> suspects(const tsdt_cause& cause) {
     constexpr std::pair<tsdt_unknown, Suspects::Kind> listed[] = {
         {TSDT_UNKNOWN_NOT_TRACED, Suspects::Kind::hook_functions},
+        {TSDT_UNKNOWN_NOT_SEEN, Suspects::Kind::hook_functions},
         {TSDT_UNKNOWN_NO_COUNTER, Suspects::Kind::legacy_matches},
         {TSDT_UNKNOWN_EXPRESSION, Suspects::Kind::nft_matches},
     };
