@@ -407,10 +407,8 @@ VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 	base_chain = read_trail(pkt, &scratch->path);
 	if (!base_chain)
 		return 0;
-#ifdef TSDT_LINUX_5_10
 	if (!is_base_chain(base_chain, key->hook))
 		return 0;
-#endif
 	if (compat_misses_ends && scratch->path.pending && !scratch->path.dropped_by)
 		return 0;
 	if (scratch->path.dropped_by) {

@@ -65,6 +65,12 @@ static __always_inline u64 dropping_expression(u64 ops_address)
 
 #define compat_with_path(function, path, which) function(path, which)
 
+// What is read of a chain lies where the kernel's types say.
+static __always_inline bool is_base_chain(u64 chain, u32 hook)
+{
+	return true;
+}
+
 #define MAX_RULES (1 << 20)
 #define MAX_EXPRESSIONS (1 << 22)
 
@@ -319,12 +325,10 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	kind = step->what & TRAIL_KIND;
 	chain = address; // entered by this step; `by` is the expression that led there, 0 for the beginning
 	drops = kind == TRAIL_DROP;
-#ifdef TSDT_KPROBES
-	if (kind == TRAIL_PENDING) {
+	if (compat_misses_ends && kind == TRAIL_PENDING) {
 		path->pending |= !path->verdicts;
 		return 0;
 	}
-#endif
 	if (kind == TRAIL_JUMP_BY) {
 		path->jump_by = address;
 		path->verdicts++;

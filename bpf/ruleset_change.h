@@ -75,23 +75,24 @@ static __always_inline int change_begins(u32 which)
 // The command that replaces a table (IPT_SO_SET_REPLACE and its like): the other one only adds old counters back.
 static __always_inline s32 replace_command(u32 ruleset)
 {
-	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : 64;
+	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : ruleset == TSDT_RULESET_BRIDGE_FILTER ? 128 : 64;
 }
 
-#ifndef TSDT_LINUX_5_10
-// Which of ebtables' tables a process has replaced, only what it has handed over says.
-static __always_inline void tell_bridge_change(struct sock *sk, const void *replacement)
+// A process has replaced a table of this ruleset. Which one of ebtables', only what it has handed over says: there `ruleset`
+// is TSDT_RULESET_BRIDGE_FILTER for all.
+static __always_inline void tell_replacement(u32 ruleset, struct sock *sk, const void *replacement)
 {
 	char name[8] = {};
 
-	bpf_probe_read_user(name, sizeof(name), replacement); // struct ebt_replace
-	if (name[0] == 'f')
-		tell_change(TSDT_RULESET_BRIDGE_FILTER, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
-	else if (name[0] == 'n')
-		tell_change(TSDT_RULESET_BRIDGE_NAT, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
+	if (ruleset == TSDT_RULESET_BRIDGE_FILTER) {
+		bpf_probe_read_user(name, sizeof(name), replacement); // struct ebt_replace
+		if (name[0] != 'f' && name[0] != 'n')
+			return;
+		if (name[0] == 'n')
+			ruleset = TSDT_RULESET_BRIDGE_NAT;
+	}
+	tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
 }
-enum { EBT_SO_SET_ENTRIES = 128 };
-#endif
 
 #ifdef TSDT_KPROBES
 #include "ruleset_change_kprobes.h"
@@ -123,23 +124,13 @@ int BPF_PROG(nf_tables_commit_end, struct net *net, struct sk_buff *skb, int ret
                                                                                                        \
 		bpf_get_func_ret(ctx, &ret);                                                           \
 		if (!(int)ret && (int)ctx[1] == replace_command(ruleset))                                      \
-			tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));                \
+			tell_replacement(ruleset, sk, (void *)ctx[2]);                                 \
 		return change_ends(TSDT_GENERATION_X_TABLES);                                          \
 	}
 SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
 SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
 SET_CTL(do_arpt_set_ctl, TSDT_RULESET_ARP_TABLES)
-
-SEC("fexit/do_ebt_set_ctl")
-int do_ebt_set_ctl_end(unsigned long long *ctx) // struct sock *sk, int cmd, sockptr_t arg, unsigned int len
-{
-	u64 ret = -1;
-
-	bpf_get_func_ret(ctx, &ret);
-	if (!(int)ret && (int)ctx[1] == EBT_SO_SET_ENTRIES)
-		tell_bridge_change((struct sock *)ctx[0], (void *)ctx[2]);
-	return change_ends(TSDT_GENERATION_X_TABLES);
-}
+SET_CTL(do_ebt_set_ctl, TSDT_RULESET_BRIDGE_FILTER)
 
 #define CHANGE_BEGINS(function, which) \
 	ENTRY_OF(function) int function##_begin(void *ctx) { return change_begins(which); }
@@ -150,7 +141,20 @@ CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
 #endif
 
+// A table is there when the function has ended (its first use in a namespace), or gone before it begins.
+static __always_inline int table_comes_or_goes(void)
+{
+	__sync_fetch_and_add(&generations[TSDT_GENERATION_X_TABLES], 1);
+	return 0;
+}
+EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_comes_or_goes(); }
+ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
+// From 7.1:
+ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }
 #ifndef TSDT_LINUX_5_10
+EXIT_OF(ebt_register_table) int ebt_register_table_end(void *ctx) { return table_comes_or_goes(); }
+ENTRY_OF(ebt_unregister_table) int ebt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); }
+
 // Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
 // in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
 struct {
@@ -191,19 +195,4 @@ static __always_inline int table_goes(void)
 	return 0;
 }
 ENTRY_OF(nf_tables_table_destroy) int nf_tables_table_destroy_begin(void *ctx) { return table_goes(); }
-#endif
-
-// A table is there when the function has ended (its first use in a namespace), or gone before it begins.
-static __always_inline int table_comes_or_goes(void)
-{
-	__sync_fetch_and_add(&generations[TSDT_GENERATION_X_TABLES], 1);
-	return 0;
-}
-EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_comes_or_goes(); }
-ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
-// From 7.1:
-ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }
-#ifndef TSDT_LINUX_5_10
-EXIT_OF(ebt_register_table) int ebt_register_table_end(void *ctx) { return table_comes_or_goes(); }
-ENTRY_OF(ebt_unregister_table) int ebt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); }
 #endif

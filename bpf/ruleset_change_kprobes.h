@@ -15,19 +15,12 @@ static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 {
 	u64 call[4];
 	bool known = end_call(ctx, call);
-	struct sock *sk = (struct sock *)call[0];
 
 	if (known && !(s32)call[3]) {
 		if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
 			tell_change(tells, which, (struct net *)call[0]);
-#ifndef TSDT_LINUX_5_10
-		else if (tells == TSDT_RULESET_BRIDGE_FILTER) { // struct sock *, int command, sockptr_t
-			if ((s32)call[1] == EBT_SO_SET_ENTRIES)
-				tell_bridge_change(sk, (void *)call[2]);
-		}
-#endif
-		else if ((s32)call[1] == replace_command(tells)) // struct sock *, int command
-			tell_change(tells, which, SOCKET_NET(sk));
+		else if ((s32)call[1] == replace_command(tells)) // struct sock *, int command, sockptr_t
+			tell_replacement(tells, (struct sock *)call[0], (void *)call[2]);
 	}
 	__sync_fetch_and_add(&generations[which], 1);
 	if (known && is_changing(which)) // userspace may have given up on it
@@ -41,9 +34,6 @@ RULESET_CHANGE_ENDS(nf_tables_commit, TSDT_GENERATION_NF_TABLES, TSDT_RULESET_NF
 RULESET_CHANGE_ENDS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP_TABLES)
 RULESET_CHANGE_ENDS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_IP6_TABLES)
 RULESET_CHANGE_ENDS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_ARP_TABLES)
-#ifndef TSDT_LINUX_5_10
-RULESET_CHANGE_ENDS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_BRIDGE_FILTER) // or another of its tables
-#endif
 
 #define RULESET_CHANGE_BEGINS(function, which) \
 	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return call_begins(ctx, which); }
@@ -52,5 +42,6 @@ RULESET_CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 RULESET_CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 RULESET_CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
 #ifndef TSDT_LINUX_5_10
+RULESET_CHANGE_ENDS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_BRIDGE_FILTER) // or another of its tables
 RULESET_CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
 #endif

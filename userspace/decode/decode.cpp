@@ -270,7 +270,10 @@ std::string unknown(const tsdt_cause& cause, const DropSite& site) {
     for (const HookFunction& function : all->functions) {
         names += (names.empty() ? "" : ", ") + function.text();
     }
-    return std::string(suspect_sentences[static_cast<std::size_t>(all->kind)]) + names;
+    constexpr std::string_view or_skipped =
+        "; should it have rules, it was one whose probe the kernel skipped, as it does while others are at work";
+    return fmt::format("{}{}{}", suspect_sentences[static_cast<std::size_t>(all->kind)], names,
+                       cause.key.unknown == TSDT_UNKNOWN_NOT_SEEN ? or_skipped : "");
 }
 
 DropSite site(const tsdt_cause& cause, const KernelNames& names) {
