@@ -569,18 +569,21 @@ TEST_CASE("nothing dropped, whole", "[output]") {
 }
 
 TEST_CASE("the start says what kprobes do not tell", "[output]") {
-    Start on_kprobes = start();
-    on_kprobes.capabilities = {};
-    for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
-        *backend = {Exactness::exact, std::string(limits_of_kprobes)};
-    const auto times_told = [](const Start& start) {
+    const auto times_told = [](const Start& start, std::string_view limits) {
         const auto text = shown({}, [&](TextOutput& out) { CHECK(out.start(start)); });
-        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " "), limits(limits_of_kprobes);
+        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " ");
         const auto at = one_line.find(limits);
         return at == one_line.npos ? 0 : one_line.find(limits, at + 1) == one_line.npos ? 1 : 2;
     };
-    CHECK(times_told(on_kprobes) == 1);
-    CHECK(times_told(start()) == 0);
+    for (const std::string_view limits : {limits_on_5_10, limits_of_kprobes}) {
+        Start on_kprobes = start();
+        on_kprobes.capabilities = {};
+        for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
+            *backend = {Exactness::exact, std::string(limits)};
+        CHECK(times_told(on_kprobes, limits) == 1);
+        CHECK(times_told(on_kprobes, limits == limits_on_5_10 ? limits_of_kprobes : limits_on_5_10) == 0);
+        CHECK(times_told(start(), limits) == 0);
+    }
 }
 
 TEST_CASE("a changed ruleset on the terminal", "[output]") {

@@ -586,8 +586,6 @@ Status TextOutput::start(const Start& start) {
     for (const auto& [backend, capability] : backends)
         if (capability->exactness == Exactness::exact)
             exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
-    const bool limited =
-        std::ranges::any_of(backends, [](const auto& backend) { return backend.second->reason == limits_of_kprobes; });
     Page page(options_);
     page.paragraph("",
                    fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
@@ -599,8 +597,9 @@ Status TextOutput::start(const Start& start) {
                            fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
                                        printable(capability->reason)),
                            2);
-    if (limited)
-        page.paragraph("", std::string(limits_of_kprobes), 2);
+    for (const std::string_view limits : {limits_on_5_10, limits_of_kprobes})
+        if (std::ranges::any_of(backends, [&](const auto& backend) { return backend.second->reason == limits; }))
+            page.paragraph("", std::string(limits), 2);
     page.blank();
     return print(page.take());
 }
