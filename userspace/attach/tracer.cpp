@@ -205,9 +205,9 @@ void fill_in(std::vector<bpf_insn>& instructions) {
 // A function of the kernel's that is there for tests, and that nothing else calls.
 constexpr const char* function_for_tests = "bpf_fentry_test1";
 
-// Whether fentry can be attached here at all: 0, or an errno. `kept` is to stay for as long as the tracer does, since the
-// kernel takes its time to take it away. Kernels without trampolines for BPF (arm64 before 6.4, for
-// one) load such programs, and then do not attach them.
+// Whether fentry can be attached here at all: 0, or an errno. Kernels without trampolines for BPF (arm64 before 6.4, for one)
+// load such programs, and then do not attach them. What was attached goes to `kept`, to stay for as long as the tracer
+// does: the kernel takes its time to take it away.
 int try_fentry(const KernelTypes& types, Fd& kept) {
     const auto id = types.function(function_for_tests);
     if (!id)
@@ -360,7 +360,6 @@ struct Tracer::State {
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
-    void find_types(KernelTypes::Names functions, KernelTypes::Names types);
     int start();
     void begin_anew(ObjectKind with);
     int add(bool with_functions, bool with_emitter);
@@ -866,18 +865,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     return 0;
 }
 
-void Tracer::State::find_types(KernelTypes::Names functions, KernelTypes::Names wanted) {
-    for (const auto& placeholder : placeholders) {
-        functions.insert(placeholder.name);
-        if (*placeholder.else_name)
-            functions.insert(placeholder.else_name);
-    }
-    functions.insert(function_for_tests);
-    wanted.insert(std::begin(header_types), std::end(header_types));
-    types = std::make_unique<const KernelTypes>(functions, wanted);
-}
-
-// With other programs. What has been attached before is gone.
+// With other programs, which look at the same of the kernel's types. What has been attached before is gone.
 void Tracer::State::begin_anew(ObjectKind with) {
     emitter_links.clear();
     links.clear();
@@ -885,10 +873,7 @@ void Tracer::State::begin_anew(ObjectKind with) {
     objects.clear();
     counts = {};
     problem.clear();
-    if (std::exchange(kind, with) == with)
-        return;
-    const BpfObject object = BpfObject::open(kind, nullptr);
-    find_types(object.functions(), object.types());
+    kind = with;
     modules = modules_now();
 }
 
@@ -950,10 +935,18 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
+    types.insert(std::begin(header_types), std::end(header_types));
     if (state->kernel < KernelVersion{5, 17}) // may be one without types of modules: see below
         if (const BpfObject old = BpfObject::open(ObjectKind::linux_5_10, nullptr))
             types.merge(old.types());
-    state->find_types(fentry.functions(), std::move(types));
+    auto functions = fentry.functions();
+    for (const auto& placeholder : placeholders) {
+        functions.insert(placeholder.name);
+        if (*placeholder.else_name)
+            functions.insert(placeholder.else_name);
+    }
+    functions.insert(function_for_tests);
+    state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.
     if (!state->types->has_bpf_loop()) {
