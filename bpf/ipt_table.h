@@ -1388,7 +1388,7 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 
 // It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
 // now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
-static __noinline int doubt_all(u32 cpu, u32 reader)
+static __always_inline void doubt_all(u32 cpu, u32 reader)
 {
 	struct traversals *here = traversals_of(cpu);
 
@@ -1396,7 +1396,6 @@ static __noinline int doubt_all(u32 cpu, u32 reader)
 		interrupt(cpu, reader);
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
-	return 0;
 }
 
 #ifndef TSDT_KPROBES
