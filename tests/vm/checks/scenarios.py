@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import differential, evidence, hooks, inferred
+from . import differential, evidence, explanations, hooks, inferred
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -728,7 +728,7 @@ def check(group, guest, validator):
              "refused": (0, "reachable", "answered with a reset", 1, 1),
              "output": (10, "dropped_here", "dropped here by OUTPUT, rule 1", 0, 0),
              "vlan": (0, "reachable", "it answered", 1, 1),
-             "router": (11, "lost_elsewhere", "10.0.0.1 answered with ICMP type 3 code 1", 1, 1),
+             "router": (11, "lost_elsewhere", f"{DNS4} answered with ICMP type 3 code 1", 1, 0),
              "dead": (10, "dropped_here", "", 0, 0),
              "tunnel": (11, "lost_elsewhere", "tailscaled, on this machine, may have dropped them", 3, 0),
              "covered": (11, "lost_elsewhere", "ip rule add to 100.103.7.180 lookup main pref 5200", 3, 0)}
@@ -1116,7 +1116,8 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), *inferred.SCENARIOS, *hooks.SCENARIOS]
+             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", *inferred.SCENARIOS,
+             *hooks.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
 # rather than the kernel's, or differs between the oldest kernel and the others only.
@@ -1127,7 +1128,7 @@ NOT_EVERYWHERE = {
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "stopped-nftables": ["5.10", "newest"], "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 def scenarios_of(series, everything):
@@ -1135,6 +1136,8 @@ def scenarios_of(series, everything):
     def applies(name):
         if series == "5.10" and name in inferred.SCENARIOS:
             return False  # what is forbidden there are fentry programs, of which 5.10 has none
+        if name == "explanations" and series not in explanations.KERNELS:
+            return False  # 5.10 gives no reasons
         return everything or series in NOT_EVERYWHERE.get(name, [series])
     return [name for name in SCENARIOS if applies(name)]
 
@@ -1161,7 +1164,7 @@ def all_checks(report, guest, validator, program):
         if guest.old:
             group.equal((guest.reasons, path.exists()), ({}, False), "5.10 has no reasons")
             return
-        known = set(re.findall(r"[A-Z0-9_]+", path.read_text()))
+        known = {line.removeprefix("SKB_DROP_REASON_") for line in path.read_text().split()} | {"MAX"}
         group.true(len(guest.reasons) > 50, "the kernel's own list of reasons", len(guest.reasons))
         group.equal(sorted(set(guest.reasons) - known), [], f"reasons that {path.name} lacks")
 
@@ -1208,6 +1211,8 @@ def all_checks(report, guest, validator, program):
     run("flood", "a flood", flood, validator)
     for backend in ("legacy", "nftables"):
         run(f"preempted-{backend}", f"more processes than CPUs, {backend}", preempted, backend)
+    run("explanations", "explanations of real causes", explanations.explanations, validator)
+    run_replay("explanations", "replay of real causes")
     hooks.all_checks(run, validator)
     for name in [name for name in hooks.SCENARIOS if name in wanted]:
         if name != "legacy-bridge" or "ebtables" in guest.text("legacy-bridge/modules"):  # 7.2 has none
