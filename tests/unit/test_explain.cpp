@@ -186,6 +186,10 @@ TEST_CASE("a fix for another network namespace cannot run in this one by mistake
     const Fix fix = Explainer().explain(drop)->fixes[1];
     CHECK(has(fix.action, "nsenter -t PID -n iptables-legacy -I INPUT"));
     CHECK(has(fix.risk, "4026532281"));
+    drop.netns.inode = 0; // not known: UDP has overwritten the packet's device, for example
+    const Fix unknown = Explainer().explain(drop)->fixes[1];
+    CHECK(unknown.action.starts_with("iptables-legacy -I INPUT"));
+    CHECK(has(unknown.risk, "network namespace, and which one that is is not known"));
 }
 
 TEST_CASE("what looks at a network namespace looks at the packet's", "[explain]") {

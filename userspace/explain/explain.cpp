@@ -46,6 +46,10 @@ bool is_for_a_netns(std::string_view command) {
 void move_to_netns(Fix& fix, const Netns& netns) {
     if (netns.initial || !is_for_a_netns(fix.action))
         return;
+    if (netns.inode == 0) {
+        fix.risk += "; in the packet's network namespace, and which one that is is not known";
+        return;
+    }
     const std::string there =
         netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
     for (std::size_t at = 0; at != std::string::npos; at = fix.action.find("; ", at)) {

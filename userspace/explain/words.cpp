@@ -2,6 +2,7 @@
 #include "explain/words.h"
 
 #include <algorithm>
+#include <cctype>
 #include <fmt/format.h>
 
 #include "explain/match.h"
@@ -86,7 +87,14 @@ std::string dns_server(const Subject& s) {
 
 // ---- commands that edit or show the rule, with the rule's own tool ----
 
-std::string base_chain(const Rule& rule) {
+// iptables has one base chain in a table for each hook, so it is known also where the way to the rule is not.
+std::string base_chain(const Drop& drop) {
+    const Rule& rule = *drop.rule;
+    if (rule.backend != Backend::nftables && drop.site.hook) {
+        std::string name(to_string(*drop.site.hook));
+        std::ranges::transform(name, name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+        return name;
+    }
     return rule.path.empty() ? rule.chain : rule.path.front().chain;
 }
 
@@ -141,7 +149,7 @@ std::string accept_command(const Subject& s) {
             return plain ? '"' + name + '"' : shell_word('"' + name + '"');
         };
         command += fmt::format("nft insert rule {} {} {}", to_string(rule.family), shell_word(rule.table),
-                               shell_word(base_chain(rule)));
+                               shell_word(base_chain(s.drop)));
         if (entering && packet.in_dev && rule.family != RuleFamily::netdev)
             command += " iifname " + device(*packet.in_dev);
         if (leaving && packet.out_dev && rule.family != RuleFamily::netdev)
@@ -161,7 +169,7 @@ std::string accept_command(const Subject& s) {
     command += tool;
     if (rule.table != "filter")
         command += " -t " + shell_word(rule.table);
-    return command + fmt::format(" -I {} 1{} -j ACCEPT", shell_word(base_chain(rule)), iptables_match(s));
+    return command + fmt::format(" -I {} 1{} -j ACCEPT", shell_word(base_chain(s.drop)), iptables_match(s));
 }
 
 // What the accept lets pass.
@@ -353,7 +361,7 @@ std::string shadow_warning(std::string_view command, const Drop& drop) {
                            rule.table);
     const bool on_the_way =
         std::ranges::any_of(rule.path, [&](const PathStep& step) { return step.chain == accept->chain; }) ||
-        rule.chain == accept->chain;
+        rule.chain == accept->chain || base_chain(drop) == accept->chain;
     // A policy comes after all rules of its chain.
     const bool policy = drop.site.kind == DropKind::policy;
     if (on_the_way && accept->appended && !policy)
