@@ -191,12 +191,16 @@ def place_of(drop):
     return packet["dst"], packet["dport"]
 
 
+def everything(guest):
+    return {**tailscale(), **rules(), **kernel(guest)}
+
+
 def explanations(group, guest, validator):
     run = guest.run("explanations")
     check_run(group, run, validator)
     group.equal(run.final["lost"], {}, "nothing was lost")
     entries = set()
-    for (address, port), told in {**tailscale(), **rules(), **kernel(guest)}.items():
+    for (address, port), told in everything(guest).items():
         what = f"{address} {port}"
         drops = [d for d in run.drops if place_of(d) == (address, port) and (not told or not told.by or told.by(d))]
         if told is None:

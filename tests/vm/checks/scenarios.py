@@ -340,7 +340,7 @@ def replay(group, guest, validator, program, scenario):
         group.equal(other, one, "a drop line replayed")
     group.equal(again.of_type("ruleset"), live.of_type("ruleset"), "lines of changed rulesets replayed")
     group.equal(again.of_type("stopped"), live.of_type("stopped"), "lines of drops that have stopped replayed")
-    for name in ("causes", "lost", "hidden"):
+    for name in ("causes", "lost", "hidden", "ways"):
         group.equal(again.final[name], live.final[name], f"summary.{name} replayed")
     entries = lambda out: sorted(re.findall(r"^  rule    .*", out, re.M))  # noqa: E731
     group.equal(entries(text.stdout), entries(live.out), "the rules on the terminal")
