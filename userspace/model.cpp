@@ -249,4 +249,11 @@ bool may_be_of_others(const Way& way) {
            !matched.starts_with("fd7a:115c:a1e0:");
 }
 
+std::string rule_words(const Route& route) {
+    constexpr std::uint32_t local = 0, main_table = 32766, default_table = 32767;
+    if (!route.rule || *route.rule == local || *route.rule == main_table || *route.rule == default_table)
+        return {};
+    return "rule " + std::to_string(*route.rule);
+}
+
 } // namespace tsdroptrace

@@ -127,7 +127,7 @@ struct Rule {
     std::optional<std::uint32_t> number;
     std::optional<std::uint64_t> handle;
     std::optional<std::string> text;
-    std::vector<PathStep> path;   // base chain first, the dropping rule last; for a policy the base chain alone
+    std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
     std::string verdict = "drop";
     Confidence confidence = Confidence::exact;
     std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
@@ -144,9 +144,13 @@ struct Route {
     std::string type;
     std::optional<std::string> dev;
     std::optional<Address> gateway;
-    std::uint32_t table = 0; // 254 is main, 52 Tailscale's; 0: not told
-    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"; empty: not told
+    std::uint32_t table = 0;                // 254 is main, 52 Tailscale's; 0: not told
+    std::string matched;                    // the entry of that table: "100.64.0.7/32", "default"; empty: not told
+    std::optional<std::uint32_t> rule = {}; // priority of the ip rule that leads to that table; none: not told
 };
+
+// "rule 5270"; empty for those that every machine has, and where it is not told.
+std::string rule_words(const Route&);
 
 // Each is empty where it was not asked for or could not be had.
 struct Evidence {

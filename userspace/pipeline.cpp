@@ -22,13 +22,12 @@ Address address_of(const __u8 (&bytes)[16], __u8 family) {
 
 // Tells a rule from all others that may have been there, wherever it stands; iptables-legacy's have no handle.
 std::string identity(std::uint32_t netns, const Rule& rule) {
-    const std::string which = !rule.number ? "policy " + rule.verdict
+    const std::string which = !rule.number  ? "policy " + rule.verdict
                               : rule.handle ? "handle " + std::to_string(*rule.handle)
                                             : rule.text.value_or("");
     std::string key;
-    for (const std::string& piece :
-         {std::to_string(netns), std::to_string(static_cast<int>(rule.backend)),
-          std::to_string(static_cast<int>(rule.family)), rule.table, rule.chain, which})
+    for (const std::string& piece : {std::to_string(netns), std::to_string(static_cast<int>(rule.backend)),
+                                     std::to_string(static_cast<int>(rule.family)), rule.table, rule.chain, which})
         key.append(piece) += '\0';
     return key;
 }

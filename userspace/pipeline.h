@@ -122,8 +122,8 @@ private:
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
 
     // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown
-    // ones. Those of one rule are a cause of their own, taken out of the kernel's; so are packets that the kernel's side
-    // has told of a rule which cannot have matched them.
+    // ones. Those of one rule are a cause of their own, taken out of the kernel's; so are packets that the kernel's
+    // side has told of a rule which cannot have matched them.
     using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
     struct Part {
         std::uint32_t id = 0, of = 0; // the kernel's cause

@@ -58,12 +58,12 @@ class Case {
 public:
     explicit Case(const YAML::Node& node) : node_(node) {
         static const std::set<std::string> known{
-            "id",      "says",   "hides",        "fix",     "fixes",   "risk",         "kind",       "hook",
-            "backend", "table",  "chain",        "family",  "path",    "jumps",        "text",       "verdict",
-            "src",     "dst",    "sport",        "dport",   "proto",   "ct",           "in",         "out",
-            "mark",    "length", "reason",       "queue",   "sender",  "location",     "function",   "program_id",
-            "unknown", "route",  "tailnet_peer", "sysctls", "waiting", "socket_waits", "confidence", "direction",
-            "never"};
+            "id",      "says",     "hides",        "fix",        "fixes",     "risk",   "kind",
+            "hook",    "backend",  "table",        "chain",      "family",    "path",   "jumps",
+            "text",    "verdict",  "src",          "dst",        "sport",     "dport",  "proto",
+            "ct",      "in",       "out",          "mark",       "length",    "reason", "queue",
+            "sender",  "location", "function",     "program_id", "unknown",   "route",  "tailnet_peer",
+            "sysctls", "waiting",  "socket_waits", "confidence", "direction", "never"};
         for (const auto& entry : node) {
             INFO(entry.first.Scalar());
             REQUIRE(known.contains(entry.first.Scalar()));

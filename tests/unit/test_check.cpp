@@ -201,8 +201,9 @@ struct Question {
 TEST_CASE("check: silence is told apart by what was dropped, and by what left and came") {
     Question silence;
     CHECK(silence.verdict().reached == Reached::lost_elsewhere);
-    CHECK(silence.verdict().text ==
-          "100.100.2.136:53/udp did not answer: 3 packets left by eth0, none came back: the loss is not on this machine");
+    CHECK(
+        silence.verdict().text ==
+        "100.100.2.136:53/udp did not answer: 3 packets left by eth0, none came back: the loss is not on this machine");
 
     Question here = silence;
     here.dropped(40002, 3);
@@ -234,8 +235,8 @@ TEST_CASE("check: what left by a tunnel may have been dropped on this machine") 
     CHECK(silence.says("3 packets left by tailscale0, none came back. tailscaled, on this machine, may have dropped"));
     CHECK(silence.says("tailscale metrics print"));
     CHECK_FALSE(silence.says("ip rule"));
-    silence.summary.ways = {{"100.100.2.136", silence.target.address,
-                             {"unicast", "tailscale0", std::nullopt, 52, "100.64.0.0/10"}}};
+    silence.summary.ways = {
+        {"100.100.2.136", silence.target.address, {"unicast", "tailscale0", std::nullopt, 52, "100.64.0.0/10"}}};
     CHECK(silence.says("Table 52 has 100.64.0.0/10 for it"));
     CHECK(silence.says("ip rule add to 100.100.2.136 lookup main pref 5200"));
     silence.summary.ways[0].route.matched = "100.100.2.136/32"; // a peer of the tailnet

@@ -250,8 +250,9 @@ TEST_CASE("a rule of nobody we know gets a plain explanation and its own tool", 
     });
     explanation = Explainer().explain(drop);
     CHECK(actions(*explanation) ==
-          std::vector<std::string>{"nft -a list chain inet mine out",
-                                   "nft insert rule inet mine out oifname \"eth1\" ip6 daddr 2001:db8::2 udp sport 53 accept"});
+          std::vector<std::string>{
+              "nft -a list chain inet mine out",
+              "nft insert rule inet mine out oifname \"eth1\" ip6 daddr 2001:db8::2 udp sport 53 accept"});
     CHECK(has(explanation->fixes.back().risk, "lets out udp from port 53 that is sent to 2001:db8::2 this way"));
 }
 
@@ -275,7 +276,8 @@ TEST_CASE("a policy is explained as one", "[explain]") {
     });
     const auto forward = Explainer().explain(drop);
     CHECK(forward->id == "forward-policy");
-    CHECK(forward->fixes[0].action == "iptables-legacy -I FORWARD 1 -i eth0 -o docker0 -s 100.100.2.136 -p udp --sport 53 -j ACCEPT");
+    CHECK(forward->fixes[0].action ==
+          "iptables-legacy -I FORWARD 1 -i eth0 -o docker0 -s 100.100.2.136 -p udp --sport 53 -j ACCEPT");
 }
 
 TEST_CASE("legacy tables of ARP and of bridges have tools of their own", "[explain]") {

@@ -869,7 +869,8 @@ TEST_CASE("where the packets got to", "[output]") {
     one.ways = {{"192.168.7.0/24", address("192.168.7.1"), route}};
     CHECK(has(says(one), "Table 52 has 192.168.0.0/16 for it"));
     CHECK(has(says(one), "ip rule add to 192.168.7.0/24 lookup main pref 5200"));
-    for (const char* own : {"100.101.102.104/32", "fd7a:115c:a1e0::/48", "default"}) { // a peer, the tailnet, an exit node
+    for (const char* own :
+         {"100.101.102.104/32", "fd7a:115c:a1e0::/48", "default"}) { // a peer, the tailnet, an exit node
         one.ways[0].route.matched = own;
         CHECK(!has(says(one), "pref 5200"));
     }
@@ -1058,18 +1059,21 @@ TEST_CASE("what the machine itself says is shown", "[output]") {
     CHECK(line().empty());
 
     Evidence evidence;
-    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default"};
+    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default", 32766};
     evidence.tailnet_peer = false;
     evidence.socket_waits = true;
     evidence.waiting = Process{4242, "dig"};
     evidence.sysctls = {{"net.ipv4.ip_forward", "0"}};
-    CHECK(
-        with(evidence) ==
-        json{{"route",
-              {{"type", "unicast"}, {"dev", "eth0"}, {"gateway", "10.0.0.1"}, {"table", 254}, {"matched", "default"}}},
-             {"tailnet_peer", false},
-             {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
-             {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
+    CHECK(with(evidence) == json{{"route",
+                                  {{"type", "unicast"},
+                                   {"dev", "eth0"},
+                                   {"gateway", "10.0.0.1"},
+                                   {"table", 254},
+                                   {"matched", "default"},
+                                   {"rule", 32766}}},
+                                 {"tailnet_peer", false},
+                                 {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
+                                 {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
     CHECK(line() == "  route   to 100.100.2.136: by eth0 via 10.0.0.1 (table main)");
     const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
     CHECK(text.find("\n  route ") > text.find("\n  owner "));
@@ -1080,12 +1084,20 @@ TEST_CASE("what the machine itself says is shown", "[output]") {
     evidence.route = Route{"none", std::nullopt, std::nullopt, 0, ""};
     json value = with(evidence);
     CHECK(value["socket"] == json{{"waits", false}, {"process", nullptr}});
-    CHECK(value["route"] ==
-          json{{"type", "none"}, {"dev", nullptr}, {"gateway", nullptr}, {"table", nullptr}, {"matched", nullptr}});
+    CHECK(value["route"] == json{{"type", "none"},
+                                 {"dev", nullptr},
+                                 {"gateway", nullptr},
+                                 {"table", nullptr},
+                                 {"matched", nullptr},
+                                 {"rule", nullptr}});
     CHECK(line() == "  route   to 100.100.2.136: none, or an ip rule that says unreachable");
     evidence.route = Route{"unicast", "tailscale0", std::nullopt, 52, "100.100.2.136/32"};
     with(evidence);
     CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52)");
+    evidence.route->rule = 5270;
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52, rule 5270)");
+    evidence.route->rule.reset();
     evidence.route = Route{"local", "lo", std::nullopt, 255, "100.100.2.136/32"};
     with(evidence);
     CHECK(line() == "  route   to 100.100.2.136: local (table local)");

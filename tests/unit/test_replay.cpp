@@ -87,7 +87,8 @@ bool is_of(const json& drop, const Told& one) {
     const json& packet = drop["packet"];
     const bool by_port = one.port.find_first_not_of("0123456789") == std::string::npos && one.port.size() == 4;
     return packet["dst"] == one.address &&
-           (by_port ? packet["dport"].is_number() && packet["dport"] == std::stoi(one.port) : packet["proto"] == one.port);
+           (by_port ? packet["dport"].is_number() && packet["dport"] == std::stoi(one.port)
+                    : packet["proto"] == one.port);
 }
 
 } // namespace

@@ -260,7 +260,8 @@ int main(int count, char** arguments) {
         attach_bpf(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, 0, open(arguments[2], O_RDONLY | O_DIRECTORY), 0);
     if (what == "xdp" && count == 3) {
         constexpr std::uint32_t in_the_stack = 1U << 1; // XDP_FLAGS_SKB_MODE
-        attach_bpf(BPF_PROG_TYPE_XDP, BPF_XDP, 1, static_cast<int>(if_nametoindex(arguments[2])), in_the_stack); // XDP_DROP
+        attach_bpf(BPF_PROG_TYPE_XDP, BPF_XDP, 1, static_cast<int>(if_nametoindex(arguments[2])),
+                   in_the_stack); // XDP_DROP
     }
     if (what == "forget") {
         forget_connections();

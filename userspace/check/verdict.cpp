@@ -144,9 +144,9 @@ CheckVerdict verdict(const Target& target, const Answer& answer, const Summary& 
                                "dropped here",
                                what, packets_text(sent.packets), devices(sent), packets_text(received.packets)));
     const bool tunnel = std::ranges::any_of(sent.by_dev, [](const auto& dev) { return may_be_tunnel(dev.first); });
-    std::string text = fmt::format("{} did not answer: {} left by {}, none came back{}", what,
-                                   packets_text(sent.packets), devices(sent),
-                                   tunnel ? behind_tunnel(summary) : ": the loss is not on this machine");
+    std::string text =
+        fmt::format("{} did not answer: {} left by {}, none came back{}", what, packets_text(sent.packets),
+                    devices(sent), tunnel ? behind_tunnel(summary) : ": the loss is not on this machine");
     if (target.kind == Kind::udp && target.port != 53)
         text += ", or that service has nothing to say to a packet that it does not understand";
     return say(Reached::lost_elsewhere, std::move(text));

@@ -30,9 +30,9 @@ void add_sentences(std::string& summary, std::span<const Sentence> sentences, co
 // What these tools say and do depends on the network namespace that they run in. (Of net.core's sysctls only somaxconn
 // does; the others are not there in another one than the first.)
 bool is_for_a_netns(std::string_view command) {
-    constexpr std::string_view tools[] = {"arptables*", "bridge",    "conntrack", "ebtables*", "ethtool",
-                                          "ip",         "ip6tables*", "iptables*", "ipvsadm",  "nft",
-                                          "nstat",      "nsenter",    "ss",        "tc",       "tcpdump"};
+    constexpr std::string_view tools[] = {"arptables*", "bridge",     "conntrack", "ebtables*", "ethtool",
+                                          "ip",         "ip6tables*", "iptables*", "ipvsadm",   "nft",
+                                          "nstat",      "nsenter",    "ss",        "tc",        "tcpdump"};
     constexpr std::string_view sysctls[] = {" net.ipv", " net.netfilter.", " net.core.somaxconn"};
     const auto names = [&](std::string_view what) { return command.find(what) != std::string_view::npos; };
     const std::string_view tool = command.substr(0, command.find(' '));

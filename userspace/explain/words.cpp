@@ -223,9 +223,9 @@ std::string route(const Subject& s) {
         text += " via " + route.gateway->text();
     if (route.table == 0) // not told
         return text;
-    if (route.table == table_main)
-        return text + " (table main)";
-    return text + fmt::format(" (table {}{})", route.table, route.table == table_of_tailscale ? ", Tailscale's" : "");
+    const std::string rule = rule_words(route);
+    return text + fmt::format(" (table {}{}{}{})", route.table == table_main ? "main" : std::to_string(route.table),
+                              route.table == table_of_tailscale ? ", Tailscale's" : "", rule.empty() ? "" : ", ", rule);
 }
 
 std::string trimmed(std::string text) {

@@ -142,7 +142,8 @@ json to_json(const Route& route) {
             {"dev", or_null(route.dev)},
             {"gateway", route.gateway ? json(route.gateway->text()) : json(nullptr)},
             {"table", route.table != 0 ? json(route.table) : json(nullptr)},
-            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)}};
+            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)},
+            {"rule", or_null(route.rule)}};
 }
 
 json to_json(const Evidence* evidence) {

@@ -250,7 +250,8 @@ std::string schema() {
             "dev": { "$ref": "#/$defs/text_or_null" },
             "gateway": { "description": "an IP address; null: on the link itself", "$ref": "#/$defs/text_or_null" },
             "table": { "description": "the routing table: 254 is main, 255 local", "$ref": "#/$defs/u32_or_null" },
-            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" }
+            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" },
+            "rule": { "description": "priority of the ip rule that leads to that table", "$ref": "#/$defs/u32_or_null" }
           }
         }
       ]

@@ -237,7 +237,8 @@ std::string way_of(const Route& route) {
     if (route.gateway)
         out += " via " + route.gateway->text();
     if (route.table != 0)
-        out += fmt::format(" (table {})", routing_table(route.table));
+        out += fmt::format(" (table {}{}{})", routing_table(route.table), rule_words(route).empty() ? "" : ", ",
+                           rule_words(route));
     return out;
 }
 

@@ -214,6 +214,7 @@ void describe(auto& archive, T& route) {
     archive("gateway", route.gateway);
     archive("table", route.table);
     archive("matched", route.matched);
+    archive("rule", route.rule);
 }
 
 template <Is<Way> T>
