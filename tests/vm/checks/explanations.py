@@ -7,6 +7,7 @@ import re
 from .guest import check_run
 
 DNS, VM, CLIENT = "100.100.2.136", "10.0.0.2", "10.1.0.2"
+VM6 = "fd00:a::2"
 KERNELS = ["6.1", "6.12", "newest"]
 
 
@@ -99,6 +100,9 @@ def rules():
         ("10.0.0.3", 7218): Told("reverse-path-rule", "ip route get 100.100.3.3"),
         ("10.9.0.2", 7149): Told("wg-quick-guard", f"AllowedIPs = {DNS}", says=["The rule's comment is wg-quick's"]),
         ("10.9.0.3", 7216): Told("wg-quick-guard", f"AllowedIPs = {DNS}", says=["The table's name is wg-quick's"]),
+        # Nobody outside can rightly have an address of the tailnet: nothing is advised that would let it in.
+        (VM6, 7128): Told("ufw-denied", "ufw status numbered", hides=["prepend"]),
+        (VM6, 7129): Told("unowned-rule", "ip6tables-legacy -t filter -L mine6 -n -v --line-numbers", hides=["ufw", "ACCEPT"]),
         (VM, 7161): Told("crowdsec-ban", f"cscli decisions delete --ip {DNS}"),
         (VM, 7162): Told("unowned-rule", "iptables -t filter -L INPUT -n -v --line-numbers",
                          [accept("INPUT", f"-i eth0 -s {DNS} {port.format(7162)}", "iptables")], hides=["CrowdSec"]),
@@ -233,3 +237,22 @@ def explanations(group, guest, validator):
     told = run.drops_to_port(7145)[0]["explanation"]["summary"]
     group.true(re.search(r"bash \(pid \d+\) was sending it and got EPERM \(Operation not permitted\)\.", told),
                "the explanation says so", told)
+
+
+def own_entries(group, guest, validator):
+    """Files of /etc/tsdroptrace/explain.d; the run without them says what is built in."""
+    run = guest.run("explanations", "own")
+    check_run(group, run, validator)
+    lab, other = run.drops_to_port(7133), run.drops_to_port(7132)
+    group.equal((len(lab), len(other)), (1, 1), "drop lines")
+    for drop in lab:
+        group.fields(drop["explanation"], {
+            "id": "lab-quarantine", "summary": lambda text: text.startswith(
+                f"The lab's quarantine holds {DNS}: it came in by eth0."),
+            "fixes": [{"do": f"iptables-legacy -A INPUT -s {DNS} -j ACCEPT", "risk": "it may infect others; it does not help "
+                       "against this drop: at the end of INPUT it stands below the rule that drops"}]}, "an own entry")
+    group.equal(other[0]["explanation"]["id"], "netbird", "a rule that it is not about")
+    group.equal(guest.run("explanations").drops_to_port(7133)[0]["explanation"]["id"], "unowned-rule", "without the file")
+    told = [line for line in run.err.splitlines() if "60-bad.yaml" in line]
+    group.true(len(told) == 1 and re.search(r"60-bad[.]yaml:3\b", told[0]) and "nonsense" in told[0],
+               "a file with a mistake: which line, and what is wrong", run.err)

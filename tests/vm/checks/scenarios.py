@@ -764,9 +764,9 @@ def check(group, guest, validator):
     unsent = run("unsent")
     group.equal((unsent.drops, unsent.final["seen"]["sent"]["packets"]), ([], 0), "nothing was sent there")
     group.fields(unsent.final["ways"][0], {"range": "100.103.0.0/16", "to": "100.103.0.1", "route": {
-        "type": "unicast", "dev": "tailscale0", "table": 52, "matched": "100.103.0.0/16"}}, "where it would have gone")
+        "type": "unicast", "dev": "tailscale0", "table": 52, "matched": "100.103.0.0/16", "rule": 5270}}, "where it would have gone")
     group.true("no packet to there left this machine, and none from there arrived; the route to 100.103.0.1 goes through "
-               "tailscale0 (table 52)" in " ".join(unsent.out.split()), "the terminal says so", unsent.out)
+               "tailscale0 (table 52, rule 5270)" in " ".join(unsent.out.split()), "the terminal says so", unsent.out)
     before, after = (rulesets(guest, "check", when, "legacy") for when in ("before", "after"))
     moved = [(n, b.packets - a.packets) for n, (a, b) in
              enumerate(zip(before.chains["ip", "filter", "ts-input"].rules,
@@ -1212,6 +1212,7 @@ def all_checks(report, guest, validator, program):
     for backend in ("legacy", "nftables"):
         run(f"preempted-{backend}", f"more processes than CPUs, {backend}", preempted, backend)
     run("explanations", "explanations of real causes", explanations.explanations, validator)
+    run("explanations", "entries of one's own", explanations.own_entries, validator)
     run_replay("explanations", "replay of real causes")
     hooks.all_checks(run, validator)
     for name in [name for name in hooks.SCENARIOS if name in wanted]:

@@ -3,6 +3,7 @@
 # What the catalogue explains, by real causes, under one tracer: port and address say which cause it is
 # (tests/vm/checks/explanations.py). Rules of programs that Debian does not package are written as they write them; those
 # of Tailscale in all its forms, each on a machine of its own.
+# shellcheck disable=SC2016 # what other shells expand
 # shellcheck source=lib.sh
 . /tests/lib.sh
 
@@ -122,7 +123,7 @@ IP
     old-nft) load="iptables-nft-restore --noflush" ;;
     *) load="iptables-legacy-restore --noflush" ;;
     esac
-    if [ $form = native ]; then native_form; else iptables_form $form; fi |
+    if [ "$form" = native ]; then native_form; else iptables_form "$form"; fi |
         ip netns exec ts$n sh -c "echo 1 >/proc/sys/net/ipv4/ip_forward; exec $load"
 done
 
@@ -149,7 +150,7 @@ legacy_rules() {
     port=7121
     for chain in $incoming; do
         echo "-A INPUT -p udp -m udp --dport $port -j $chain"
-        [ $chain != f2b-sshd ] && echo "-A $chain -s 100.100.2.136/32 -j DROP" ||
+        [ "$chain" != f2b-sshd ] && echo "-A $chain -s 100.100.2.136/32 -j DROP" ||
             echo "-A $chain -s 100.100.2.136/32 -j REJECT --reject-with icmp-port-unreachable"
         port=$((port + 1))
     done
@@ -172,6 +173,16 @@ COMMIT
 RULES
 }
 legacy_rules | iptables-legacy-restore
+ip6tables-legacy-restore <<'RULES'
+*filter
+:ufw6-user-input - [0:0]
+:mine6 - [0:0]
+-A INPUT -p udp -m udp --dport 7128 -j ufw6-user-input
+-A ufw6-user-input -s fd7a:115c:a1e0::53/128 -j DROP
+-A INPUT -p udp -m udp --dport 7129 -j mine6
+-A mine6 -s fd7a:115c:a1e0::53/128 -j DROP
+COMMIT
+RULES
 iptables-nft-restore <<'RULES'
 *filter
 :CROWDSEC_CHAIN - [0:0]
@@ -268,6 +279,21 @@ tc qdisc replace dev tailscale9 root noqueue
 sysctl -qw net.ipv4.neigh.eth0.unres_qlen_bytes=4096 net.ipv4.udp_rmem_min=1 net.core.rmem_default=212992
 mac=$(</sys/class/net/eth0/address) mac1=$(</sys/class/net/eth1/address)
 
+# Entries of this machine's own, of which one fix would stand below the drop; and a file with a mistake. Only for a tracer
+# that is started now: a replay elsewhere does not have them.
+mkdir -p /etc/tsdroptrace/explain.d
+cat >/etc/tsdroptrace/explain.d/50-lab.yaml <<'YAML'
+causes:
+  - id: lab-quarantine
+    when: {kind: rule, chain: mine-input, source: 100.100.0.0/16}
+    unless: {source: 100.100.3.0/24}
+    say: "The lab's quarantine holds {src}: it came in by {in_dev}."
+    fixes:
+      - {do: "iptables-legacy -A INPUT -s {src} -j ACCEPT", risk: it may infect others}
+YAML
+printf 'causes:\n  - id: broken\n    when: {kind: nonsense}\n    say: nothing\n' >/etc/tsdroptrace/explain.d/60-bad.yaml
+trace own --dst $ranges --port 7132,7133
+rm -r /etc/tsdroptrace
 trace run --all --record "$out/recording"
 save_rules legacy before
 save_rules iptables-nft before-nft
@@ -284,6 +310,7 @@ numbers() { seq -s " " "$1" "$2"; }
         done
         echo "to $client4 $(numbers 7101 7114) 7210 7212 7217"
         echo "to $vm4 $(numbers 7121 7133) 7141 7142 7161 7162 7201 7202 7203 7204 7209 7213 7214 7215 7219 7220"
+        echo "to $vm6 7128 7129"
         echo "to 172.17.0.2 7146; to 172.17.0.4 7147; to 172.17.0.3 7211; to 10.0.0.3 7148 7218; to 10.9.0.2 7149"
         echo "to 10.9.0.3 7216; to $vm4 7316 7325; to 10.0.0.4 7330; to 10.77.0.1 7313; to 10.78.0.1 7314"
         echo "for i in 1 2 3 4 5 6 7 8; do to $vm4 7317; done"
@@ -333,6 +360,7 @@ numbers() { seq -s " " "$1" "$2"; }
     echo "$sender; to $vm4 7328" | in_provider bash
 } >"$out/send.log" 2>&1
 pause 2
+stop own
 stop run
 sysctl -qw net.ipv6.conf.eth1.disable_ipv6=0 net.ipv4.udp_rmem_min=4096 net.ipv4.neigh.eth0.unres_qlen_bytes=212992
 kill "${helpers[@]}"
