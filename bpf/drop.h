@@ -569,6 +569,7 @@ static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct ts
 // Without netfilter's state, skb->dev is where the packet came in or where it was about to leave.
 VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 {
+	enum { RTN_UNICAST = 1 };
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	struct net_device *dev = BPF_CORE_READ(skb, dev);
 	u64 dst = BPF_CORE_READ(skb, _skb_refdst) & ~1UL; // SKB_DST_NOREF
@@ -582,6 +583,14 @@ VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 			device_name(drop->in_dev, dev);
 		else
 			device_name(drop->out_dev, dev);
+	}
+	// What dies while it is forwarded is still at the device that it came in by.
+	if (drop->in_dev[0] && !drop->out_dev[0] && drop->family == 4 && dst &&
+	    BPF_CORE_READ((struct rtable *)dst, rt_type) == RTN_UNICAST) {
+		struct net_device *out = BPF_CORE_READ((struct dst_entry *)dst, dev);
+
+		if (out)
+			device_name(drop->out_dev, out);
 	}
 	if (!drop->key.netns)
 		drop->key.netns = netns_of(dev);

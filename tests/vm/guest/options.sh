@@ -14,9 +14,14 @@ iptables-legacy -A INPUT -p udp --dport 7603 -j DROP
 launch to --dst 100.100.2.136 --dst 192.0.2.0/24,fd7a:115c:a1e0::/48 --direction to --json --summary-every 700ms
 launch from --dst $dns4 --direction from --json --count 3
 launch six --dst fd7a:115c:a1e0::/48 --quiet --json-file "$out/six.json"
+launch unseen --dst fd7a:115c:a1e0::/48 --no-seen --quiet --json-file "$out/unseen.json"
 launch nothing --dst 192.0.2.0/24,2001:db8::/32 --json-file "$out/nothing.json"
 for name in to from; do started $name $name.out; done
-for name in six nothing; do started $name $name.json; done
+for name in six nothing unseen; do started $name $name.json; done
+for name in six unseen; do
+    links=("/proc/${tracers[$name]}"/fdinfo/*)
+    echo "$name $(grep -ls '^link_id:' "${links[@]}" | wc -l)" >>"$out/links"
+done
 launch all --all --json --quiet --duration 6s
 started all all.out
 
@@ -34,8 +39,8 @@ started all all.out
 ended from
 mark from-ended
 pause 0.7
-for name in to six nothing; do kill -TERM "${tracers[$name]}"; done
-for name in to six nothing; do ended $name; done
+for name in to six nothing unseen; do kill -TERM "${tracers[$name]}"; done
+for name in to six nothing unseen; do ended $name; done
 ended all
 mark all-ended
 save_rules legacy after
