@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What kernel_compat.h offers, for tsdroptrace_kprobe.bpf.c: 5.10, whose modules have no type information, so no fentry
-// either. It also lacks bpf_loop, global functions that take pointers (5.12, e5069b9c23b3), and atomic operations that
-// return something (5.12).
+// What kernel_compat.h offers where programs are attached by kprobes, since fentry cannot be: on 5.10, whose modules have no
+// type information, and on kernels without trampolines for BPF (arm64 before 6.4, for one).
 #pragma once
-
-#include "module_types_5_10.h"
-
-#define VERIFIED_ONCE static __noinline
-#define CALLED_ONCE static __always_inline // calls may be eight deep, loops included
 
 // The kernel runs no kprobe while another one is at work on that CPU, nor while a process reads or writes a BPF map there:
 // what a softirq dropped just then, none has seen.
@@ -16,104 +10,32 @@
 #define ENTRY_OF(function) SEC("kprobe/" #function)
 #define EXIT_OF(function) SEC("kretprobe/" #function)
 
-#define compat_loop(count, limit, callback, context)                                         \
-	do {                                                                                 \
-		for (u32 index__ = 0; index__ < (limit) && index__ < (count); index__++) \
-			if (callback(index__, context))                                      \
-				break;                                                       \
-	} while (0)
-
-// What lies with other CPUs cannot be read there (5.19, compat_has_percpu_lookup): this one only.
-#define compat_search_all_cpus(count, callback, context) callback(bpf_get_smp_processor_id(), context)
-
-// The CPU that a process runs on: in thread_info on arm64, and everywhere from 5.16 (bcf9033e5449).
-#define compat_task_cpu(task) \
-	(bpf_core_field_exists((task)->thread_info.cpu) ? (task)->thread_info.cpu : (task)->cpu)
-
-// Long loops: each turn is a function with scalar arguments, which is verified once. The context lies in a map, one for
-// each program that may interrupt another on this CPU (a softirq's on a process's).
-#define LOOP_LEVELS 8
-#define LOOP_TURNS 1024 // of the inner loop, and of the outer one: the verifier goes through all of them
-
-#define MAX_CPUS_OF_LOOPS 512 // TSDT_MAX_CPUS
-static u32 loop_levels[MAX_CPUS_OF_LOOPS];
-
-static __always_inline u32 *loop_level(void)
-{
-	return &loop_levels[bpf_get_smp_processor_id() & (MAX_CPUS_OF_LOOPS - 1)];
-}
-
-#define COMPAT_LONG_LOOP(callback, context_type)                                                \
-	struct {                                                                        \
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                \
-		__uint(max_entries, LOOP_LEVELS);                                       \
-		__type(key, u32);                                                       \
-		__type(value, context_type);                                                    \
-	} callback##_contexts SEC(".maps");                                             \
-	__noinline int callback##_turn(u32 level, u32 index)                            \
-	{                                                                               \
-		context_type *context = bpf_map_lookup_elem(&callback##_contexts, &level);      \
-		return context && !callback(index, context) ? 0 : 1;                    \
-	}                                                                               \
-	__noinline int callback##_turns(u32 level, u32 begin, u32 count)                \
-	{                                                                               \
-		for (u32 i = 0; i < LOOP_TURNS; i++)                                    \
-			if (begin + i >= count || callback##_turn(level, begin + i))    \
-				return 1;                                               \
-		return 0;                                                               \
-	}                                                                               \
-	__noinline int callback##_loop(u32 level, u32 count)                            \
-	{                                                                               \
-		for (u32 i = 0; i < LOOP_TURNS; i++)                                    \
-			if (callback##_turns(level, i * LOOP_TURNS, count))             \
-				return 1;                                               \
-		return 0;                                                               \
+#define AT_BEGIN(function, body)                                                                                 \
+	ENTRY_OF(function)                                                                                       \
+	int function##_begin(struct pt_regs *ctx)                                                                \
+	{                                                                                                        \
+		const u64 argument[] = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx),              \
+					PT_REGS_PARM4(ctx)};                                                     \
+                                                                                                                 \
+		return body;                                                                                     \
+	}
+#define AT_END(function, count, body)                                                                            \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return begin_call(ctx); }                 \
+	EXIT_OF(function)                                                                                        \
+	int function##_end(struct pt_regs *ctx)                                                                  \
+	{                                                                                                        \
+		u64 argument[4], result __attribute__((unused));                                                 \
+                                                                                                                 \
+		if (!end_call(ctx, argument))                                                                    \
+			return 0;                                                                                \
+		result = argument[3];                                                                            \
+		return body;                                                                                     \
 	}
 
-#define compat_long_loop(count, callback, context)                                                        \
-	do {                                                                                              \
-		u32 *loops__ = loop_level(), level__ = (*loops__)++ % LOOP_LEVELS;                        \
-		typeof(*(context)) *slot__ = bpf_map_lookup_elem(&callback##_contexts, &level__);         \
-		if (slot__) {                                                                             \
-			*slot__ = *(context);                                                             \
-			callback##_loop(level__, count);                                                  \
-			*(context) = *slot__;                                                             \
-		}                                                                                         \
-		(*loop_level())--;                                                                        \
-	} while (0)
+#define ARGUMENT_READ(pointer, field) BPF_CORE_READ(pointer, field)
 
-// An addition that returns what was there came with 5.12 (5ca419f2864a): ids are counted by each CPU.
-static u32 last_ids[MAX_CPUS_OF_LOOPS];
-
-static __always_inline u32 next_id(void)
-{
-	u32 cpu = bpf_get_smp_processor_id() & (MAX_CPUS_OF_LOOPS - 1);
-
-	return ++last_ids[cpu] * MAX_CPUS_OF_LOOPS + cpu;
-}
-#define compat_next_id(last_id) next_id()
-
-// Where two at once may get the same.
-#define compat_fetch_and_add(number, by)                \
-	({                                              \
-		u32 before__ = *(volatile u32 *)(number); \
-		__sync_fetch_and_add(number, by);       \
-		before__;                               \
-	})
-
-// Before a variable is compared with a bound: keeps it in one register from there on. What is compared in one and used
-// in another, or read again from the stack, has no bound for the verifier of 5.10.
-#define compat_bound(variable) barrier_var(variable)
-
-// Modules have no type information here (5.11, 36e68442d1af).
-#define MODULE_READ(type, pointer, field)                                                                          \
-	({                                                                                                         \
-		typeof(((struct type *)0)->field) read__ = 0;                                                      \
-		bpf_probe_read_kernel(&read__, sizeof(read__), &((struct type##_5_10 *)(u64)(pointer))->field);    \
-		read__;                                                                                            \
-	})
-#define MODULE_FIELD_OFFSET(type, field) __builtin_offsetof(struct type##_5_10, field)
-#define compat_knows_matches() true
+// The end of an expression may be missed where its beginning was not.
+#define compat_misses_ends true
 
 // ---- calls under way: what a function was called with, for when it returns ----
 
@@ -145,25 +67,31 @@ static __always_inline u64 frame_at_return(struct pt_regs *regs)
 #endif
 }
 
-// Functions whose first two arguments are of use when they return.
-static __always_inline void begin_call(struct pt_regs *ctx)
+static __always_inline void begin_call_with(struct pt_regs *ctx, const struct call *call)
 {
 	u64 frame = frame_at_entry(ctx);
-	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx)};
 
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	bpf_map_update_elem(&calls, &frame, call, BPF_ANY);
 }
 
-// False: its begin was missed.
-static __always_inline bool end_call(struct pt_regs *ctx, u64 *first, u64 *second)
+static __always_inline int begin_call(struct pt_regs *ctx)
+{
+	struct call call = {.argument = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)}};
+
+	begin_call_with(ctx, &call);
+	return 0;
+}
+
+// The three arguments, and what the function has returned. False: its begin was missed.
+static __always_inline bool end_call(struct pt_regs *ctx, u64 *as_fexit)
 {
 	u64 frame = frame_at_return(ctx);
 	struct call *call = bpf_map_lookup_elem(&calls, &frame);
 
 	if (!call)
 		return false;
-	*first = call->argument[0];
-	*second = call->argument[1];
+	__builtin_memcpy(as_fexit, call->argument, sizeof(call->argument));
+	as_fexit[3] = (u32)PT_REGS_RC(ctx);
 	bpf_map_delete_elem(&calls, &frame);
 	return true;
 }

@@ -9,7 +9,7 @@
 #include "text.h"
 #include "nft_rule.h"
 #include "ipt_match.h"
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 #include "hook_function.h"
 #include "queue.h"
 #endif
@@ -152,7 +152,7 @@ static __always_inline struct scratch *this_cpu_scratch(u32 emitter)
 	return bpf_map_lookup_elem(&scratches, &emitter);
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 static __always_inline struct path *path_of(u32 owner)
 {
 	struct scratch *scratch = this_cpu_scratch(owner);
@@ -300,7 +300,7 @@ VERIFIED_ONCE int wanted_there(struct tsdt_drop *drop)
 	return !by_device || chosen_device(drop->in_dev) || chosen_device(drop->out_dev);
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 // 5.10 prints no symbols from BPF. Address and size; a size of 0: not known.
 const volatile __u64 code_of_nf_hook_slow[2], code_of_nf_queue[2], code_of_nf_reinject[2];
 
@@ -319,7 +319,7 @@ VERIFIED_ONCE int place_of(u64 location, struct scratch *scratch)
 		return *known;
 	if (!scratch)
 		return place;
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 	if (lies_in(location, code_of_nf_hook_slow))
 		place = PLACE_NF_HOOK_SLOW;
 	else if (lies_in(location, code_of_nf_queue))
@@ -407,10 +407,10 @@ VERIFIED_ONCE int attribute_nft(struct scratch *scratch, u64 pkt, u32 place)
 	base_chain = read_trail(pkt, &scratch->path);
 	if (!base_chain)
 		return 0;
-#ifdef TSDT_KPROBES
-	if (!is_base_chain(base_chain, key->hook) || (scratch->path.pending && !scratch->path.dropped_by))
+	if (!is_base_chain(base_chain, key->hook))
 		return 0;
-#endif
+	if (compat_misses_ends && scratch->path.pending && !scratch->path.dropped_by)
+		return 0;
 	if (scratch->path.dropped_by) {
 		if (!scratch->path.complete)
 			return 0;
@@ -482,7 +482,7 @@ VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdic
 	return 0;
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 // Functions at hooks that have no rules, and packets that are queued for programs in userspace, are not followed.
 static __always_inline const struct verdict *attribute_queued(struct scratch *scratch, struct sk_buff *skb, u64 address)
 {
@@ -569,6 +569,7 @@ static __always_inline void find_hook_of_drop(unsigned long long *ctx, struct ts
 // Without netfilter's state, skb->dev is where the packet came in or where it was about to leave.
 VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 {
+	enum { RTN_UNICAST = 1 };
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
 	struct net_device *dev = BPF_CORE_READ(skb, dev);
 	u64 dst = BPF_CORE_READ(skb, _skb_refdst) & ~1UL; // SKB_DST_NOREF
@@ -582,6 +583,14 @@ VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 			device_name(drop->in_dev, dev);
 		else
 			device_name(drop->out_dev, dev);
+	}
+	// What dies while it is forwarded is still at the device that it came in by.
+	if (drop->in_dev[0] && !drop->out_dev[0] && drop->family == 4 && dst &&
+	    BPF_CORE_READ((struct rtable *)dst, rt_type) == RTN_UNICAST) {
+		struct net_device *out = BPF_CORE_READ((struct dst_entry *)dst, dev);
+
+		if (out)
+			device_name(drop->out_dev, out);
 	}
 	if (!drop->key.netns)
 		drop->key.netns = netns_of(dev);
@@ -621,7 +630,7 @@ __noinline int add_cause(u32 emitter, bool with_verdict, u64 skb)
 		compat_symbol(cause->step[0].chain, sizeof(cause->step[0].chain), cause->key.rule);
 		cause->steps = 1;
 		bpf_probe_read_kernel_str(cause->table, sizeof(cause->table), verdict->table);
-	} else if (cause->key.unknown == TSDT_UNKNOWN_NOT_TRACED && cause->key.hook != 0xff &&
+	} else if (cause->key.unknown == COMPAT_UNKNOWN_UNSEEN && cause->key.hook != 0xff &&
 		   place_of(cause->key.location, scratch) == PLACE_NF_HOOK_SLOW) {
 		list_hook_functions(cause, skb);
 	} else if (traces_nft && cause->key.unknown == TSDT_UNKNOWN_EXPRESSION && scratch->path.suspect) {
@@ -673,7 +682,7 @@ __noinline int count_flow(u32 emitter)
 	return 0;
 }
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 // The packets that on_kfree_skb has handled, until on_kfree_skb_again has taken note. More than one: between the two
 // programs others may run on this CPU.
 #define HANDLED 16
@@ -735,7 +744,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	if (verdict) {
 		attribute_verdict(scratch, verdict);
 		scratch->path.gencursor = verdict->gencursor;
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 		scratch->path.owner = emitter;
 #endif
 		if (traces_nft && verdict->source == TSDT_SOURCE_NFT_RULE)
@@ -784,7 +793,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	return 0;
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 // Kernels that old run a program on top of itself (6.2, 05b24ff9b2cf): each has a place of its own to work in.
 static u32 dying[TSDT_MAX_CPUS];
 

@@ -11,7 +11,7 @@
 
 #include "maps.h"
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 const volatile bool traces_bridge; // ebt_do_table
 #else
 #define traces_bridge false
@@ -25,6 +25,12 @@ static __always_inline bool is_bridge_table(u64 table)
 	return traces_bridge && table & BRIDGE_TABLE;
 }
 
+// To the table broute, DROP means that the packet is routed and not bridged.
+static __always_inline bool to_broute(const struct nf_hook_state *state)
+{
+	return ARGUMENT_READ(state, hook) == NF_BR_BROUTING;
+}
+
 // Targets that may drop. Their functions say so themselves (ipt_target.h), if they are traced.
 enum bridge_target {
 	BRIDGE_ARPREPLY = 1,
@@ -36,7 +42,7 @@ enum bridge_target {
 };
 __u32 bridge_targets_traced; // userspace: bits
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 static __always_inline struct ebt_table_info *bridge_private(u64 table_address)
 {
 	struct ebt_table *table = (struct ebt_table *)(table_address & ~(u64)BRIDGE_TABLE);

@@ -200,22 +200,23 @@ __noinline int list_hook_functions(struct tsdt_cause *cause, u64 skb_address)
 	return 0;
 }
 
-static __always_inline int hook_function_dropped(u64 *ctx, u64 program)
+// void *priv, struct sk_buff *skb, const struct nf_hook_state *state
+static __always_inline int hook_function_dropped(void *ctx, const u64 *argument, u32 result, bool is_program)
 {
-	struct sk_buff *skb = (void *)ctx[1];
+	struct sk_buff *skb = (void *)argument[1];
 	u64 key = (u64)skb;
 	struct verdict *waiting, verdict;
 
-	if (((u32)ctx[3] & NF_VERDICT_MASK) != NF_DROP)
+	if ((result & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
 	waiting = bpf_map_lookup_elem(&verdicts, &key);
 	if (waiting && is_about(waiting, skb)) // a rule of this function
 		return 0;
-	begin_verdict(&verdict, skb, (void *)ctx[2]);
+	begin_verdict(&verdict, skb, (void *)argument[2]);
 	verdict.source = TSDT_SOURCE_HOOK_FUNCTION;
 	verdict.rule = bpf_get_func_ip(ctx);
-	if (program) {
-		struct bpf_prog_aux *aux = BPF_CORE_READ((struct bpf_prog *)program, aux);
+	if (is_program) {
+		struct bpf_prog_aux *aux = BPF_CORE_READ((struct bpf_prog *)argument[0], aux);
 
 		verdict.offset = BPF_CORE_READ(aux, id);
 		bpf_core_read_str(verdict.table, sizeof(aux->name), &aux->name);
@@ -224,17 +225,8 @@ static __always_inline int hook_function_dropped(u64 *ctx, u64 program)
 	return 0;
 }
 
-// A template: userspace says to which functions it is attached. All have the arguments of nf_hookfn: void *priv,
-// struct sk_buff *skb, const struct nf_hook_state *state.
-SEC("fexit/hook_function")
-int hook_function_end(u64 *ctx)
-{
-	return hook_function_dropped(ctx, 0);
-}
+// A template: userspace says to which functions it is attached. All have the arguments of nf_hookfn.
+AT_END(hook_function, 3, hook_function_dropped(ctx, argument, result, false))
 
 // BPF programs at netfilter's hooks (6.4): `priv` is the program.
-SEC("fexit/nf_hook_run_bpf")
-int nf_hook_run_bpf_end(u64 *ctx)
-{
-	return hook_function_dropped(ctx, ctx[0]);
-}
+AT_END(nf_hook_run_bpf, 3, hook_function_dropped(ctx, argument, result, true))

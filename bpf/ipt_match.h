@@ -7,7 +7,7 @@
 #include "ipt_table.h"
 
 // Of one table: those beyond are not traced.
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 #define MATCH_FUNCTIONS 6 // the list lies on the stack
 #else
 #define MATCH_FUNCTIONS 12
@@ -98,43 +98,22 @@ CALLED_ONCE int list_matches(struct tsdt_cause *cause, const struct verdict *ver
 	return 0;
 }
 
-static __always_inline void match_done(struct sk_buff *skb, const struct xt_action_param *par)
+// const struct sk_buff *skb, struct xt_action_param *par
+static __always_inline int match_done(const u64 *argument)
 {
+	const struct xt_action_param *par = (void *)argument[1];
+	struct sk_buff *skb = (void *)argument[0];
 	struct hotdrop hotdrop = {};
 	u64 key = (u64)skb;
 
+	if (!MODULE_READ(xt_action_param, par, hotdrop))
+		return 0;
 	hotdrop.info = (u64)MODULE_READ(xt_action_param, par, matchinfo);
 	hotdrop.fingerprint = fingerprint_of(skb);
 	hotdrop.mono_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&hotdrops, &key, &hotdrop, BPF_ANY);
-}
-
-#ifdef TSDT_KPROBES
-SEC("kprobe/match_function")
-int match_function_begin(struct pt_regs *ctx)
-{
-	begin_call(ctx);
 	return 0;
 }
 
-SEC("kretprobe/match_function")
-int match_function_end(struct pt_regs *ctx)
-{
-	u64 skb, par;
-
-	if (end_call(ctx, &skb, &par) && MODULE_READ(xt_action_param, par, hotdrop))
-		match_done((struct sk_buff *)skb, (struct xt_action_param *)par);
-	return 0;
-}
-#else
-// A template, as hook_function_end is. The arguments: const struct sk_buff *skb, struct xt_action_param *par.
-SEC("fexit/match_function")
-int match_function_end(u64 *ctx)
-{
-	const struct xt_action_param *par = (void *)ctx[1];
-
-	if (MODULE_READ(xt_action_param, par, hotdrop))
-		match_done((void *)ctx[0], par);
-	return 0;
-}
-#endif
+// A template, as hook_function_end is.
+AT_END(match_function, 2, match_done(argument))

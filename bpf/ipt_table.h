@@ -259,7 +259,7 @@ struct walk {
 	u16 head_size, target_at, counters_at; // of an entry of this family
 	u16 found;
 	u32 wanted; // offset: the entry that it lies in is looked for, and no candidate; 0: none is
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 	// Bridges:
 	u64 counters; // of this CPU
 	u32 rules;    // so far
@@ -351,7 +351,7 @@ VERIFIED_ONCE int look_at_entry(struct walk *walk)
 		} else {
 			extension = target_may_fail(name);
 			drops = extension || NAME_IS(name, "REJECT");
-#ifndef TSDT_KPROBES // there the stack has no room for it: no rule is named
+#ifndef TSDT_LINUX_5_10 // there the stack has no room for it: no rule is named
 			if (NAME_IS(name, "mangle"))
 				drops = mangle_drops(entry + offset.target, &target);
 #endif
@@ -389,7 +389,7 @@ static long visit_entry(u32 index, struct walk *walk)
 
 COMPAT_LONG_LOOP(visit_entry, struct walk)
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 static __always_inline u32 bridge_target(u64 name)
 {
 	return NAME_IS(name, "arpreply") ? BRIDGE_ARPREPLY :
@@ -577,7 +577,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 		return 0;
 	}
 	slot->private = private;
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 	slot->needs = walk.needs;
 	slot->drop_chains = walk.drop_chains;
 	slot->drop_chain = walk.drop_chain;
@@ -617,7 +617,7 @@ static __always_inline void *map_lookup_on(void *map, u32 key, u32 cpu, bool els
 	return compat_has_percpu_lookup() ? bpf_map_lookup_percpu_elem(map, &key, cpu) : NULL;
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 #define MAX_CHUNKS 256 // userspace: pool_chunks()
 
 // Before 5.12 (5ffa25502b5a) BPF has no compare-and-swap. All who look at these counters run on their CPU, one on top
@@ -793,7 +793,7 @@ VERIFIED_ONCE int read_jumpstack(struct claim *claim, u32 cpu)
 		return 0;
 	__builtin_memset(claim->jumpstack, 0, sizeof(claim->jumpstack));
 	claim->has_jumpstack = 1;
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 	if (is_bridge_table(claim->table)) {
 		read_bridge_stack(claim->private, cpu, claim->jumpstack);
 		return 0;
@@ -925,7 +925,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	u64 skb = here->skb;
 	bool any_open;
 
-	barrier_var(reader); // with kprobes it is of no use, so the callers would not pass it
+	barrier_var(reader); // on 5.10 it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
 	here->skb = no_mark(here);
@@ -1108,7 +1108,7 @@ struct {
 	__type(value, struct hotdrop);
 } hotdrops SEC(".maps");
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 static long visit_entry_of(u32 index, struct walk **walk)
 {
 	return look_at_entry(*walk) != 0;
@@ -1149,7 +1149,7 @@ VERIFIED_ONCE int claim_match(struct draft *draft, u32 family)
 	bpf_map_delete_elem(&hotdrops, &skb);
 	if (!walk->wanted)
 		return 0;
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 	compat_long_loop(BPF_CORE_READ(private, number), visit_entry, walk);
 #else
 	bpf_loop(BPF_CORE_READ(private, number), visit_entry_of, &walk, 0); // whose context is to lie on the stack
@@ -1413,7 +1413,7 @@ static __noinline int doubt_all(u32 cpu)
 	return 0;
 }
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 // What the counters say of a packet that a bridge's table has dropped, see ebt_table.h. `certain`: nothing interrupted the
 // packet's traversal, and it ran on this CPU.
 static __noinline int judge_bridge(struct claim *claim, u32 hook, bool certain)
@@ -1568,7 +1568,7 @@ const volatile bool table_is_first; // of the arguments: from 5.16 (9dd43a5f4b11
 
 static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 {
-	u64 frame = frame_at_entry(ctx), first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx);
+	u64 first = PT_REGS_PARM1(ctx), second = PT_REGS_PARM2(ctx), third = PT_REGS_PARM3(ctx);
 	struct call call = {};
 
 	// All three are read before one is chosen: the verifier knows registers by fixed offsets only.
@@ -1578,26 +1578,30 @@ static __always_inline int table_entry(struct pt_regs *ctx, u32 family)
 	call.argument[0] = table_is_first ? first : third;
 	call.argument[1] = table_is_first ? second : first;
 	call.argument[2] = table_is_first ? third : second;
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	if (family == FAMILY_BRIDGE)
+		call.argument[0] |= BRIDGE_TABLE;
+	begin_call_with(ctx, &call);
 	return table_begin(ctx, call.argument, bpf_get_smp_processor_id(), family);
 }
 
 static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 {
-	u64 frame = frame_at_return(ctx), as_fexit[4];
-	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	u64 call[4];
 
-	if (!call)
+	if (!end_call(ctx, call))
 		return 0;
-	__builtin_memcpy(as_fexit, call->argument, sizeof(call->argument));
-	as_fexit[3] = (u32)PT_REGS_RC(ctx);
-	bpf_map_delete_elem(&calls, &frame);
-	return table_end(as_fexit, family);
+	if (family == FAMILY_BRIDGE && to_broute((struct nf_hook_state *)call[2]))
+		call[3] = NF_VERDICT_MASK;
+	return table_end(call, family);
 }
 
 #define IPT_TABLE(function, family)                                                                       \
 	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return table_entry(ctx, family); } \
 	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return table_return(ctx, family); }
+
+#ifndef TSDT_LINUX_5_10
+IPT_TABLE(ebt_do_table, FAMILY_BRIDGE)
+#endif
 #else
 // The argument order is that of 5.16 and later (9dd43a5f4b11).
 #define IPT_TABLE(function, family)                                                                               \
@@ -1614,13 +1618,6 @@ static __always_inline int table_return(struct pt_regs *ctx, u32 family)
 		return table_end(ctx, family);                                                                    \
 	}
 
-#endif
-
-IPT_TABLE(ipt_do_table, FAMILY_IPV4)
-IPT_TABLE(ip6t_do_table, FAMILY_IPV6)
-IPT_TABLE(arpt_do_table, FAMILY_ARP)
-
-#ifndef TSDT_KPROBES
 SEC("fentry/ebt_do_table")
 int ebt_do_table_begin(u64 *ctx)
 {
@@ -1635,9 +1632,12 @@ int ebt_do_table_end(u64 *ctx)
 	const struct nf_hook_state *state = (void *)ctx[2];
 	u64 call[4] = {ctx[0] | BRIDGE_TABLE, ctx[1], ctx[2], ctx[3]};
 
-	// To the table broute, DROP means that the packet is routed and not bridged.
-	if (state->hook == NF_BR_BROUTING)
+	if (to_broute(state))
 		call[3] = NF_VERDICT_MASK;
 	return table_end(call, FAMILY_BRIDGE);
 }
 #endif
+
+IPT_TABLE(ipt_do_table, FAMILY_IPV4)
+IPT_TABLE(ip6t_do_table, FAMILY_IPV6)
+IPT_TABLE(arpt_do_table, FAMILY_ARP)

@@ -16,7 +16,7 @@ static __always_inline void note_counter(struct candidate *candidate)
 	bpf_probe_read_kernel(&candidate->pcnt, sizeof(candidate->pcnt), (void *)candidate->counter);
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 // Looks for the candidate whose target this is.
 __noinline int target_in_chunk(u32 key, u32 count, u32 target)
 {
@@ -179,19 +179,16 @@ static __noinline int target_dropped(struct sk_buff *skb, const struct xt_action
 #ifdef TSDT_KPROBES
 enum { FAMILY_OF_STATE = FAMILIES };
 
-static __always_inline int target_begins(struct pt_regs *ctx)
-{
-	begin_call(ctx);
-	return 0;
-}
-
 static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 {
-	u64 skb, par;
+	struct xt_action_param *par;
+	u64 call[4];
 
-	if (!end_call(ctx, &skb, &par))
+	if (!end_call(ctx, call))
 		return 0;
-	if ((u32)PT_REGS_RC(ctx) != NF_DROP)
+	par = (struct xt_action_param *)call[1];
+	if (family == FAMILY_BRIDGE ? (int)call[3] != EBT_DROP || to_broute(MODULE_READ(xt_action_param, par, state)) :
+				      call[3] != NF_DROP)
 		return 0;
 	if (family == FAMILY_OF_STATE) {
 		const struct nf_hook_state *state = MODULE_READ(xt_action_param, par, state);
@@ -199,13 +196,14 @@ static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 
 		family = pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	}
-	return target_dropped((struct sk_buff *)skb, (struct xt_action_param *)par, family);
+	return target_dropped((struct sk_buff *)call[0], par, family);
 }
 
 #define IPT_TARGET(function, family)                                                                    \
-	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return target_begins(ctx); }     \
+	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return begin_call(ctx); }        \
 	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return target_done(ctx, family); }
 #define IPT_TARGET_ANY(function) IPT_TARGET(function, FAMILY_OF_STATE)
+#define EBT_TARGET(function) IPT_TARGET(function, FAMILY_BRIDGE)
 #else
 #define IPT_TARGET(function, family)                                                                            \
 	SEC("fexit/" #function)                                                                                 \
@@ -224,18 +222,17 @@ static __always_inline int target_done(struct pt_regs *ctx, u32 family)
 		return target_dropped(skb, par, par->state->pf == NFPROTO_IPV6 ? FAMILY_IPV6 : FAMILY_IPV4);    \
 	}
 
-#endif
-
-#ifndef TSDT_KPROBES
 #define EBT_TARGET(function)                                                                                   \
 	SEC("fexit/" #function)                                                                                \
 	int BPF_PROG(function##_end, struct sk_buff *skb, const struct xt_action_param *par, unsigned int ret) \
 	{                                                                                                      \
-		/* To the table broute it does not mean that. */                                              \
-		if ((int)ret != EBT_DROP || par->state->hook == NF_BR_BROUTING)                                \
+		if ((int)ret != EBT_DROP || to_broute(par->state))                                             \
 			return 0;                                                                              \
 		return target_dropped(skb, par, FAMILY_BRIDGE);                                                \
 	}
+#endif
+
+#ifndef TSDT_LINUX_5_10
 EBT_TARGET(ebt_arpreply_tg)
 EBT_TARGET(ebt_dnat_tg)
 EBT_TARGET(ebt_snat_tg)

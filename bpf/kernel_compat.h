@@ -8,20 +8,13 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
-#ifdef TSDT_KPROBES
-#include "compat_kprobes.h"
+#ifdef TSDT_LINUX_5_10
+#include "compat_5_10.h"
 #else
 // A function that is verified on its own, once, and not again for every way that leads to it. (One with scalars only
 // needs no such word: it is that on every kernel.)
 #define VERIFIED_ONCE __noinline
 #define CALLED_ONCE __noinline
-
-// What it means that no program has seen who dropped a packet.
-#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_TRACED
-
-// Where a program is entered and left.
-#define ENTRY_OF(function) SEC("fentry/" #function)
-#define EXIT_OF(function) SEC("fexit/" #function)
 
 // bpf_loop (5.17, e6f2dd0f8067), with how often `callback` is called at most.
 #define compat_loop(count, limit, callback, context) bpf_loop(count, callback, context, 0)
@@ -41,6 +34,44 @@
 #define MODULE_FIELD_OFFSET(type, field) bpf_core_field_offset(struct type, field)
 // Whether x_tables was there when this program was loaded.
 #define compat_knows_matches() bpf_core_type_exists(struct xt_match)
+// Packets for programs in userspace (queue.h).
+#define compat_follows_queues true
+#endif
+
+#ifdef TSDT_KPROBES
+#include "compat_kprobes.h"
+#else
+// What it means that no program has seen who dropped a packet.
+#define COMPAT_UNKNOWN_UNSEEN TSDT_UNKNOWN_NOT_TRACED
+
+// Where a program is entered and left.
+#define ENTRY_OF(function) SEC("fentry/" #function)
+#define EXIT_OF(function) SEC("fexit/" #function)
+
+// A program at the beginning of a function, or at its end: `body` may use the function's `argument`s, of which there are
+// `count`, and its `result`.
+#define AT_BEGIN(function, body)                        \
+	ENTRY_OF(function)                              \
+	int function##_begin(u64 *ctx)                  \
+	{                                               \
+		const u64 *argument = ctx;              \
+                                                        \
+		return body;                            \
+	}
+#define AT_END(function, count, body)                                   \
+	EXIT_OF(function)                                               \
+	int function##_end(u64 *ctx)                                    \
+	{                                                               \
+		const u64 *argument = ctx;                              \
+		u64 result __attribute__((unused)) = ctx[count];        \
+                                                                        \
+		return body;                                            \
+	}
+
+// A field of what such an argument points to: here the verifier knows its type.
+#define ARGUMENT_READ(pointer, field) (pointer)->field
+
+#define compat_misses_ends false
 #endif
 
 // The number of this CPU, for programs that every packet meets: their context lies in `ctx`, which would need a register of

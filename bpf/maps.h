@@ -10,7 +10,7 @@
 const volatile bool traces_nft;    // nft_trail.h
 const volatile bool traces_legacy; // ipt_table.h
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 #define EMITTERS 4 // one on top of another, on one CPU
 #else
 // Two programs on kfree_skb (see on_kfree_skb_again): one may run on top of the other.

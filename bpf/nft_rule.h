@@ -36,7 +36,7 @@ struct path {
 	u64 hash;       // over the expressions
 	u32 gencursor;  // as in struct verdict
 	u32 outdated;   // a rule on the way belongs to a ruleset that has been replaced since
-	u32 owner;      // kprobes: which of this CPU's places to work in has this path
+	u32 owner;      // 5.10: which of this CPU's places to work in has this path
 	u32 pending;    // kprobes: an expression whose end was not seen may have had the last word
 	struct path_step step[TSDT_PATH_MAX];
 };
@@ -50,8 +50,8 @@ struct rule_search {
 	u32 found;
 };
 
-#ifdef TSDT_KPROBES
-#include "nft_rule_kprobes.h"
+#ifdef TSDT_LINUX_5_10
+#include "nft_rule_5_10.h"
 #else
 // The function of a match of iptables-nft that may drop by itself, if the expression with these ops is one; else 0.
 static __always_inline u64 dropping_expression(u64 ops_address)
@@ -64,6 +64,12 @@ static __always_inline u64 dropping_expression(u64 ops_address)
 }
 
 #define compat_with_path(function, path, which) function(path, which)
+
+// What is read of a chain lies where the kernel's types say.
+static __always_inline bool is_base_chain(u64 chain, u32 hook)
+{
+	return true;
+}
 
 #define MAX_RULES (1 << 20)
 #define MAX_EXPRESSIONS (1 << 22)
@@ -276,7 +282,7 @@ struct trail_reader {
 	u32 pad;
 };
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 // int function(struct path *path, u32 which): calls `callback` for the steps of that segment, newest first.
 #define SEGMENT_LOOP(function, callback)                            \
 	__noinline int function(struct path *path, u32 which)       \
@@ -319,12 +325,10 @@ static long visit_step(u32 back, struct trail_reader *reader)
 	kind = step->what & TRAIL_KIND;
 	chain = address; // entered by this step; `by` is the expression that led there, 0 for the beginning
 	drops = kind == TRAIL_DROP;
-#ifdef TSDT_KPROBES
-	if (kind == TRAIL_PENDING) {
+	if (compat_misses_ends && kind == TRAIL_PENDING) {
 		path->pending |= !path->verdicts;
 		return 0;
 	}
-#endif
 	if (kind == TRAIL_JUMP_BY) {
 		path->jump_by = address;
 		path->verdicts++;
@@ -447,7 +451,7 @@ static __always_inline void describe_chain(u64 chain_address, struct tsdt_step *
 
 static __always_inline u16 table_family(struct nft_table *table)
 {
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 	u16 word = 0;
 
 	bpf_probe_read_kernel(&word, sizeof(word), &((struct nft_table_5_10 *)(u64)table)->family);

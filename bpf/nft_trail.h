@@ -5,6 +5,18 @@
 #include "maps.h"
 #include "text.h"
 
+// A rule hands the packet to a program in userspace: should it die on its way there, that is the rule.
+static __always_inline int nft_queued(const struct nft_expr *expr, const struct nft_pktinfo *pkt)
+{
+	struct queueing *here = this_cpu_queueing();
+
+	trail_add(this_cpu_trail(), pkt, expr, TRAIL_DROP);
+	here->target = 0;
+	here->pkt = (u64)pkt;
+	here->queued = (u64)ARGUMENT_READ(pkt, skb);
+	return 0;
+}
+
 #ifdef TSDT_KPROBES
 #include "nft_trail_kprobes.h"
 #else
@@ -54,18 +66,6 @@ int BPF_PROG(nft_do_chain_end, struct nft_pktinfo *pkt, void *priv, unsigned int
 	return 0;
 }
 
-// A rule hands the packet to a program in userspace: should it die on its way there, that is the rule.
-static __always_inline int nft_queued(const struct nft_expr *expr, const struct nft_pktinfo *pkt)
-{
-	struct queueing *here = this_cpu_queueing();
-
-	trail_add(this_cpu_trail(), pkt, expr, TRAIL_DROP);
-	here->target = 0;
-	here->pkt = (u64)pkt;
-	here->queued = (u64)pkt->skb;
-	return 0;
-}
-
 // Expressions that may set a verdict only after they have looked.
 static __always_inline int expression_done(const struct nft_expr *expr, const struct nft_regs *regs,
 					   const struct nft_pktinfo *pkt)
@@ -92,6 +92,7 @@ static __always_inline int target_done(const struct nft_expr *expr, const struct
 }
 
 #define NFT_EXPRESSION(function) NFT_EXPRESSION_DONE(function, expression_done)
+#define NFT_TARGET(function) NFT_EXPRESSION_DONE(function, target_done)
 #define NFT_EXPRESSION_DONE(function, done)                                                                       \
 	SEC("fexit/" #function)                                                                                   \
 	int BPF_PROG(function##_end, struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt) \
@@ -110,8 +111,8 @@ NFT_EXPRESSION(nft_reject_ipv6_eval)
 NFT_EXPRESSION(nft_reject_inet_eval)
 NFT_EXPRESSION(nft_reject_bridge_eval)
 NFT_EXPRESSION(nft_reject_netdev_eval)
-NFT_EXPRESSION_DONE(nft_target_eval_xt, target_done) // iptables-nft's REJECT and other extension targets
-NFT_EXPRESSION_DONE(nft_target_eval_bridge, target_done)
+NFT_TARGET(nft_target_eval_xt) // iptables-nft's REJECT and other extension targets
+NFT_TARGET(nft_target_eval_bridge)
 // These drop when they fail.
 NFT_EXPRESSION(nft_nat_eval)
 NFT_EXPRESSION(nft_nat_inet_eval)

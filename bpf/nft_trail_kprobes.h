@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// nft_trail.h's programs for 5.10. A kretprobe does not see what its function was called with: so
+// nft_trail.h's programs where kprobes are what is attached. A kretprobe does not see what its function was called with: so
 // that is kept from the entry on. The kernel runs no kprobe program on top of another one on the same CPU: what a
 // softirq does meanwhile is seen not at all, from its beginning to its end. But it may miss a return alone, where more
 // calls of a function are under way than there are CPUs (maxactive, which perf events cannot raise): so an expression
@@ -7,13 +7,18 @@
 // returns.
 #pragma once
 
-// nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone: kfree_skb then reads the trail.
-VERIFIED_ONCE int leave_nft_verdict(u64 pkt)
+// From 6.7 nft_do_chain frees what it drops itself (NF_DROP_REASON): nothing is to be learnt at its end.
+const volatile bool chain_frees;
+
+// Else nf_hook_slow frees the packet, when the traversal and its nft_pktinfo are gone: kfree_skb then reads the trail.
+static __noinline int leave_nft_verdict(u64 pkt)
 {
 	u64 skb = (u64)MODULE_READ(nft_pktinfo, pkt, skb);
 	const struct nf_hook_state *state = MODULE_READ(nft_pktinfo, pkt, state);
 	struct verdict verdict;
 
+	if (chain_frees)
+		return 0;
 	begin_verdict(&verdict, (struct sk_buff *)skb, state);
 	verdict.source = TSDT_SOURCE_NFT_RULE; // or the policy: the trail tells
 	verdict.rule = pkt;
@@ -26,12 +31,8 @@ VERIFIED_ONCE int leave_nft_verdict(u64 pkt)
 SEC("kprobe/nft_do_chain")
 int nft_do_chain_begin(struct pt_regs *ctx) // struct nft_pktinfo *pkt, void *priv: the base chain
 {
-	struct call call = {.argument[0] = PT_REGS_PARM1(ctx)};
-	u64 frame = frame_at_entry(ctx);
-
-	trail_add(this_cpu_trail(), (void *)call.argument[0], (void *)PT_REGS_PARM2(ctx), TRAIL_BEGIN);
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
-	return 0;
+	trail_add(this_cpu_trail(), (void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), TRAIL_BEGIN);
+	return chain_frees ? 0 : begin_call(ctx);
 }
 
 SEC("kprobe/nft_immediate_eval")
@@ -52,32 +53,28 @@ int nft_immediate_eval_begin(struct pt_regs *ctx) // struct nft_expr *expr, stru
 SEC("kretprobe/nft_do_chain")
 int nft_do_chain_end(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_return(ctx), pkt;
-	struct call *call = bpf_map_lookup_elem(&calls, &frame);
+	u64 call[4];
 
-	if (!call)
-		return 0;
-	pkt = call->argument[0];
-	bpf_map_delete_elem(&calls, &frame);
-	if (((u32)PT_REGS_RC(ctx) & NF_VERDICT_MASK) == NF_DROP)
-		leave_nft_verdict(pkt);
+	if (end_call(ctx, call) && (call[3] & NF_VERDICT_MASK) == NF_DROP)
+		leave_nft_verdict(call[0]);
 	return 0;
 }
 
 static __always_inline int expression_begins(struct pt_regs *ctx)
 {
-	u64 frame = frame_at_entry(ctx);
 	struct trail *trail = this_cpu_trail();
 	struct call call = {.argument[0] = PT_REGS_PARM1(ctx), .argument[1] = PT_REGS_PARM2(ctx), .argument[2] = PT_REGS_PARM3(ctx)};
 
 	call.cpu = bpf_get_smp_processor_id();
 	call.step = trail_end(trail);
 	trail_add(trail, (void *)call.argument[2], (void *)call.argument[0], TRAIL_PENDING);
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
+	begin_call_with(ctx, &call);
 	return 0;
 }
 
-static __always_inline int expression_done(struct pt_regs *ctx)
+enum expression_kind { EXPRESSION, TARGET }; // NFQUEUE is among iptables-nft's targets
+
+static __always_inline int expression_ends(struct pt_regs *ctx, enum expression_kind kind)
 {
 	u64 frame = frame_at_return(ctx);
 	struct call *call = bpf_map_lookup_elem(&calls, &frame);
@@ -103,11 +100,14 @@ static __always_inline int expression_done(struct pt_regs *ctx)
 	} else if ((code & NF_VERDICT_MASK) == NF_DROP) {
 		trail_add(trail, (void *)pkt, (void *)expr, TRAIL_DROP);
 		leave_nft_verdict(pkt);
+	} else if (kind == TARGET && compat_follows_queues && (code & NF_VERDICT_MASK) == NF_QUEUE) {
+		nft_queued((struct nft_expr *)expr, (struct nft_pktinfo *)pkt);
 	}
 	return 0;
 }
 
-#define NFT_EXPRESSION_DONE(function, done) NFT_EXPRESSION(function) // packets for NFQUEUE are not followed
-#define NFT_EXPRESSION(function)                                                                   \
+#define NFT_EXPRESSION_OF(function, kind)                                                                \
 	ENTRY_OF(function) int function##_begin(struct pt_regs *ctx) { return expression_begins(ctx); } \
-	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return expression_done(ctx); }
+	EXIT_OF(function) int function##_end(struct pt_regs *ctx) { return expression_ends(ctx, kind); }
+#define NFT_EXPRESSION(function) NFT_EXPRESSION_OF(function, EXPRESSION)
+#define NFT_TARGET(function) NFT_EXPRESSION_OF(function, TARGET)

@@ -244,7 +244,7 @@ static __always_inline void read_arp(struct tsdt_drop *drop, const struct window
 	drop->is_arp = 1;
 }
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 // 5.10 does not say what a packet is that a process has written header and all, until it is past OUTPUT: the family of
 // its socket does.
 static __always_inline u16 ethertype_of_socket(struct sk_buff *skb)
@@ -272,7 +272,7 @@ VERIFIED_ONCE int read_packet(struct tsdt_drop *drop, u64 skb_address)
 	drop->mark = BPF_CORE_READ(skb, mark);
 	drop->received = BPF_CORE_READ(skb, skb_iif) != 0;
 	drop->ctinfo = nfct & ~7UL ? nfct & 7 : 0xff; // NFCT_PTRMASK
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 	if (!drop->ethertype)
 		drop->ethertype = ethertype_of_socket(skb);
 #endif

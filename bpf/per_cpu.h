@@ -7,7 +7,7 @@
 #include "event.h"
 #include "kernel_compat.h"
 
-#ifdef TSDT_KPROBES
+#ifdef TSDT_LINUX_5_10
 extern const bool nf_skb_duplicated __ksym __weak;
 
 const volatile __u64 per_cpu_offset_at; // the kernel's __per_cpu_offset: 5.10 has no programs that userspace may just run

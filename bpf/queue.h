@@ -10,7 +10,7 @@
 // it looks, so that a module which comes meanwhile is not missed.
 __u32 queue_handler_absent;
 
-SEC("fentry/nf_register_queue_handler")
+ENTRY_OF(nf_register_queue_handler)
 int nf_register_queue_handler_begin(void *ctx)
 {
 	*(volatile __u32 *)&queue_handler_absent = 0;
@@ -18,45 +18,37 @@ int nf_register_queue_handler_begin(void *ctx)
 }
 
 // The verdict holds the number of the queue. A packet that cannot be queued dies before the function ends.
-SEC("fentry/nf_queue")
-int nf_queue_begin(u64 *ctx) // struct sk_buff *skb, struct nf_hook_state *state, unsigned int index, unsigned int verdict
+static __always_inline int queue_begins(u64 skb, u64 state, u32 verdict)
 {
 	struct queueing *here = this_cpu_queueing();
 
-	here->state = ctx[1];
-	here->number = (u32)ctx[3] >> 16;
+	here->state = state;
+	here->number = verdict >> 16;
 	here->error = 0;
-	here->skb = ctx[0];
+	here->skb = skb;
 	return 0;
 }
+AT_BEGIN(nf_queue, queue_begins(argument[0], argument[1], argument[3])) // the third one is its place among the hook's
 
-SEC("fexit/nfqnl_enqueue_packet")
-int BPF_PROG(nfqnl_enqueue_packet_end, struct nf_queue_entry *entry, unsigned int queuenum, int ret)
+static __always_inline int enqueued(const struct nf_queue_entry *entry, int error)
 {
 	struct queueing *here = this_cpu_queueing();
 
-	if (here->skb != (u64)entry->skb)
+	if (here->skb != (u64)ARGUMENT_READ(entry, skb))
 		return 0;
-	if (ret < 0)
-		here->error = ret;
+	if (error < 0)
+		here->error = error;
 	else
 		here->queued = 0; // what becomes of it later is not the rule's doing
 	return 0;
 }
+AT_END(nfqnl_enqueue_packet, 2, enqueued((void *)argument[0], result))
 
 // ---- which rule ----
 
-SEC("fexit/nft_queue_eval")
-int BPF_PROG(nft_queue_eval_end, struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt)
-{
-	return nft_queued(expr, pkt);
-}
-
-SEC("fexit/nft_queue_sreg_eval")
-int BPF_PROG(nft_queue_sreg_eval_end, struct nft_expr *expr, struct nft_regs *regs, struct nft_pktinfo *pkt)
-{
-	return nft_queued(expr, pkt);
-}
+// const struct nft_expr *expr, struct nft_regs *regs, const struct nft_pktinfo *pkt
+AT_END(nft_queue_eval, 3, nft_queued((void *)argument[0], (void *)argument[2]))
+AT_END(nft_queue_sreg_eval, 3, nft_queued((void *)argument[0], (void *)argument[2]))
 
 // Called with the rule's own data, as those of ipt_target.h.
 static __always_inline int legacy_queued(struct sk_buff *skb, const struct xt_action_param *par)
@@ -71,7 +63,7 @@ static __always_inline int legacy_queued(struct sk_buff *skb, const struct xt_ac
 		return 0;
 	private = BPF_CORE_READ(table, private);
 	here->pkt = 0;
-	here->target = (u64)par->targinfo - __builtin_offsetof(struct xt_entry_target_head, verdict);
+	here->target = (u64)ARGUMENT_READ(par, targinfo) - __builtin_offsetof(struct xt_entry_target_head, verdict);
 	here->table = (u64)table;
 	here->private = (u64)private;
 	here->queued = (u64)skb;
@@ -86,16 +78,10 @@ static __always_inline int legacy_queued(struct sk_buff *skb, const struct xt_ac
 	return 0;
 }
 
-#define IPT_QUEUE(function)                                                                          \
-	SEC("fexit/" #function)                                                                      \
-	int BPF_PROG(function##_end, struct sk_buff *skb, const struct xt_action_param *par)         \
-	{                                                                                            \
-		return legacy_queued(skb, par);                                                      \
-	}
-IPT_QUEUE(nfqueue_tg)
-IPT_QUEUE(nfqueue_tg_v1)
-IPT_QUEUE(nfqueue_tg_v2)
-IPT_QUEUE(nfqueue_tg_v3)
+AT_END(nfqueue_tg, 2, legacy_queued((void *)argument[0], (void *)argument[1]))
+AT_END(nfqueue_tg_v1, 2, legacy_queued((void *)argument[0], (void *)argument[1]))
+AT_END(nfqueue_tg_v2, 2, legacy_queued((void *)argument[0], (void *)argument[1]))
+AT_END(nfqueue_tg_v3, 2, legacy_queued((void *)argument[0], (void *)argument[1]))
 
 static __always_inline struct draft *queue_draft(const struct nf_hook_state *state, u32 *family)
 {
@@ -172,38 +158,24 @@ static __always_inline int verdict_ends(void)
 	return 0;
 }
 
-SEC("fentry/nfqnl_recv_verdict")
-int BPF_PROG(nfqnl_recv_verdict_begin, struct sk_buff *skb, const struct nfnl_info *info)
-{
-	return verdict_comes(info);
-}
-SEC("fexit/nfqnl_recv_verdict")
-int BPF_PROG(nfqnl_recv_verdict_end)
-{
-	return verdict_ends();
-}
-SEC("fentry/nfqnl_recv_verdict_batch")
-int BPF_PROG(nfqnl_recv_verdict_batch_begin, struct sk_buff *skb, const struct nfnl_info *info)
-{
-	return verdict_comes(info);
-}
-SEC("fexit/nfqnl_recv_verdict_batch")
-int BPF_PROG(nfqnl_recv_verdict_batch_end)
-{
-	return verdict_ends();
-}
+// struct sk_buff *skb, const struct nfnl_info *info
+AT_BEGIN(nfqnl_recv_verdict, verdict_comes((void *)argument[1]))
+EXIT_OF(nfqnl_recv_verdict) int nfqnl_recv_verdict_end(void *ctx) { return verdict_ends(); }
+AT_BEGIN(nfqnl_recv_verdict_batch, verdict_comes((void *)argument[1]))
+EXIT_OF(nfqnl_recv_verdict_batch) int nfqnl_recv_verdict_batch_end(void *ctx) { return verdict_ends(); }
 
 // A packet leaves its queue to be dropped: the program said so, or the queue is being closed.
 static __always_inline int reinjected(const struct nf_queue_entry *entry, u32 verdict_code)
 {
-	u64 task = bpf_get_current_task(), key = (u64)entry->skb;
+	struct sk_buff *skb = ARGUMENT_READ(entry, skb);
+	u64 task = bpf_get_current_task(), key = (u64)skb;
 	struct verdict verdict;
 	u32 *number;
 
 	if ((verdict_code & NF_VERDICT_MASK) != NF_DROP)
 		return 0;
 	number = bpf_map_lookup_elem(&verdict_givers, &task);
-	begin_verdict(&verdict, entry->skb, &entry->state);
+	begin_verdict(&verdict, skb, &entry->state);
 	verdict.source = TSDT_SOURCE_NETFILTER;
 	verdict.unknown = TSDT_UNKNOWN_QUEUE;
 	verdict.queue = number ? TSDT_QUEUE_VERDICT | TSDT_QUEUE_NUMBERED | *number : TSDT_QUEUE_CLOSED;
@@ -213,13 +185,6 @@ static __always_inline int reinjected(const struct nf_queue_entry *entry, u32 ve
 
 // Userspace attaches one of the two: the first where it has not been inlined, since the kernel may still change its
 // mind between them.
-SEC("fentry/nf_reinject")
-int BPF_PROG(nf_reinject_begin, struct nf_queue_entry *entry, unsigned int verdict)
-{
-	return reinjected(entry, verdict);
-}
-SEC("fentry/nfqnl_reinject")
-int BPF_PROG(nfqnl_reinject_begin, struct nf_queue_entry *entry, unsigned int verdict)
-{
-	return reinjected(entry, verdict);
-}
+// struct nf_queue_entry *entry, unsigned int verdict
+AT_BEGIN(nf_reinject, reinjected((void *)argument[0], argument[1]))
+AT_BEGIN(nfqnl_reinject, reinjected((void *)argument[0], argument[1]))

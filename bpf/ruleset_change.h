@@ -75,7 +75,23 @@ static __always_inline int change_begins(u32 which)
 // The command that replaces a table (IPT_SO_SET_REPLACE and its like): the other one only adds old counters back.
 static __always_inline s32 replace_command(u32 ruleset)
 {
-	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : 64;
+	return ruleset == TSDT_RULESET_ARP_TABLES ? 96 : ruleset == TSDT_RULESET_BRIDGE_FILTER ? 128 : 64;
+}
+
+// A process has replaced a table of this ruleset. Which one of ebtables', only what it has handed over says: there `ruleset`
+// is TSDT_RULESET_BRIDGE_FILTER for all.
+static __always_inline void tell_replacement(u32 ruleset, struct sock *sk, const void *replacement)
+{
+	char name[8] = {};
+
+	if (ruleset == TSDT_RULESET_BRIDGE_FILTER) {
+		bpf_probe_read_user(name, sizeof(name), replacement); // struct ebt_replace
+		if (name[0] != 'f' && name[0] != 'n')
+			return;
+		if (name[0] == 'n')
+			ruleset = TSDT_RULESET_BRIDGE_NAT;
+	}
+	tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
 }
 
 #ifdef TSDT_KPROBES
@@ -108,32 +124,13 @@ int BPF_PROG(nf_tables_commit_end, struct net *net, struct sk_buff *skb, int ret
                                                                                                        \
 		bpf_get_func_ret(ctx, &ret);                                                           \
 		if (!(int)ret && (int)ctx[1] == replace_command(ruleset))                                      \
-			tell_change(ruleset, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));                \
+			tell_replacement(ruleset, sk, (void *)ctx[2]);                                 \
 		return change_ends(TSDT_GENERATION_X_TABLES);                                          \
 	}
 SET_CTL(do_ipt_set_ctl, TSDT_RULESET_IP_TABLES)
 SET_CTL(do_ip6t_set_ctl, TSDT_RULESET_IP6_TABLES)
 SET_CTL(do_arpt_set_ctl, TSDT_RULESET_ARP_TABLES)
-
-// Which table it is, only what the process has handed over says.
-SEC("fexit/do_ebt_set_ctl")
-int do_ebt_set_ctl_end(unsigned long long *ctx) // struct sock *sk, int cmd, sockptr_t arg, unsigned int len
-{
-	enum { EBT_SO_SET_ENTRIES = 128 };
-	struct sock *sk = (struct sock *)ctx[0];
-	u64 ret = -1;
-	char name[8] = {};
-
-	bpf_get_func_ret(ctx, &ret);
-	if (!(int)ret && (int)ctx[1] == EBT_SO_SET_ENTRIES) {
-		bpf_probe_read_user(name, sizeof(name), (void *)ctx[2]); // struct ebt_replace
-		if (name[0] == 'f')
-			tell_change(TSDT_RULESET_BRIDGE_FILTER, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
-		else if (name[0] == 'n')
-			tell_change(TSDT_RULESET_BRIDGE_NAT, TSDT_GENERATION_X_TABLES, SOCKET_NET(sk));
-	}
-	return change_ends(TSDT_GENERATION_X_TABLES);
-}
+SET_CTL(do_ebt_set_ctl, TSDT_RULESET_BRIDGE_FILTER)
 
 #define CHANGE_BEGINS(function, which) \
 	ENTRY_OF(function) int function##_begin(void *ctx) { return change_begins(which); }
@@ -142,47 +139,6 @@ CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
 CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
-
-// Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
-// in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 256);
-	__type(key, u64);   // bpf_get_current_pid_tgid()
-	__type(value, u64); // struct net * of the socket that is being closed
-} closing SEC(".maps");
-
-SEC("fentry/nft_rcv_nl_event")
-int BPF_PROG(nft_rcv_nl_event_begin, void *notifier, unsigned long event, struct netlink_notify *closed)
-{
-	u64 task = bpf_get_current_pid_tgid(), net = (u64)BPF_CORE_READ(closed, net);
-
-	if (event == NETLINK_URELEASE && BPF_CORE_READ(closed, protocol) == NETLINK_NETFILTER)
-		bpf_map_update_elem(&closing, &task, &net, BPF_ANY);
-	return 0;
-}
-
-SEC("fexit/nft_rcv_nl_event")
-int BPF_PROG(nft_rcv_nl_event_end)
-{
-	u64 task = bpf_get_current_pid_tgid();
-
-	bpf_map_delete_elem(&closing, &task);
-	return 0;
-}
-
-SEC("fentry/nf_tables_table_destroy")
-int BPF_PROG(nf_tables_table_destroy_begin)
-{
-	u64 task = bpf_get_current_pid_tgid();
-	u64 *net = bpf_map_lookup_elem(&closing, &task);
-
-	if (!net)
-		return 0;
-	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, (struct net *)*net);
-	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
-	return 0;
-}
 #endif
 
 // A table is there when the function has ended (its first use in a namespace), or gone before it begins.
@@ -195,7 +151,48 @@ EXIT_OF(xt_register_table) int xt_register_table_end(void *ctx) { return table_c
 ENTRY_OF(xt_unregister_table) int xt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); } // to 7.0
 // From 7.1:
 ENTRY_OF(xt_unregister_table_pre_exit) int xt_unregister_table_pre_exit_begin(void *ctx) { return table_comes_or_goes(); }
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 EXIT_OF(ebt_register_table) int ebt_register_table_end(void *ctx) { return table_comes_or_goes(); }
 ENTRY_OF(ebt_unregister_table) int ebt_unregister_table_begin(void *ctx) { return table_comes_or_goes(); }
+
+// Without a commit, a table goes with the socket of the process that owns it (5.12). nf_tables_table_destroy has a table
+// in its arguments from 6.12 on, before that more: the namespace is that of the socket. (It is called after commits, too.)
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, u64);   // bpf_get_current_pid_tgid()
+	__type(value, u64); // struct net * of the socket that is being closed
+} closing SEC(".maps");
+
+static __always_inline int socket_closes(unsigned long event, const struct netlink_notify *closed)
+{
+	u64 task = bpf_get_current_pid_tgid(), net = (u64)BPF_CORE_READ(closed, net);
+
+	if (event == NETLINK_URELEASE && BPF_CORE_READ(closed, protocol) == NETLINK_NETFILTER)
+		bpf_map_update_elem(&closing, &task, &net, BPF_ANY);
+	return 0;
+}
+AT_BEGIN(nft_rcv_nl_event, socket_closes(argument[1], (void *)argument[2])) // the first one is the notifier
+
+static __always_inline int socket_closed(void)
+{
+	u64 task = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&closing, &task);
+	return 0;
+}
+EXIT_OF(nft_rcv_nl_event) int nft_rcv_nl_event_end(void *ctx) { return socket_closed(); }
+
+static __always_inline int table_goes(void)
+{
+	u64 task = bpf_get_current_pid_tgid();
+	u64 *net = bpf_map_lookup_elem(&closing, &task);
+
+	if (!net)
+		return 0;
+	tell_change(TSDT_RULESET_NF_TABLES, TSDT_GENERATION_NF_TABLES, (struct net *)*net);
+	__sync_fetch_and_add(&generations[TSDT_GENERATION_NF_TABLES], 1);
+	return 0;
+}
+ENTRY_OF(nf_tables_table_destroy) int nf_tables_table_destroy_begin(void *ctx) { return table_goes(); }
 #endif

@@ -1,36 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// ruleset_change.h's programs for 5.10. A change whose end was missed (too many calls at once for the kernel to follow)
-// leaves `changing` too high, until userspace sets it right: then no rule is believed, which is safe. An end is counted
-// only where its beginning was, so that it is not too low.
+// ruleset_change.h's programs where kprobes are what is attached. A change whose end was missed (too many calls at once for
+// the kernel to follow) leaves `changing` too high, until userspace sets it right: then no rule is believed, which is safe.
+// An end is counted only where its beginning was, so that it is not too low.
 #pragma once
 
 static __always_inline int call_begins(struct pt_regs *ctx, u32 which)
 {
-	u64 frame = frame_at_entry(ctx);
-	struct call call = {.argument = {PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)}};
-
 	change_begins(which);
-	bpf_map_update_elem(&calls, &frame, &call, BPF_ANY);
-	return 0;
+	return begin_call(ctx);
 }
 
 // `tells`: which ruleset the function has changed, should it have succeeded.
 static __always_inline int call_ends(struct pt_regs *ctx, u32 which, u32 tells)
 {
-	u64 frame = frame_at_return(ctx);
-	struct call *known = bpf_map_lookup_elem(&calls, &frame), call = {};
-	struct sock *sk;
+	u64 call[4];
+	bool known = end_call(ctx, call);
 
-	if (known) {
-		call = *known;
-		sk = (struct sock *)call.argument[0];
-		bpf_map_delete_elem(&calls, &frame);
-		if (!(s32)PT_REGS_RC(ctx)) {
-			if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
-				tell_change(tells, which, (struct net *)call.argument[0]);
-			else if ((s32)call.argument[1] == replace_command(tells)) // struct sock *, int command
-				tell_change(tells, which, SOCKET_NET(sk));
-		}
+	if (known && !(s32)call[3]) {
+		if (tells == TSDT_RULESET_NF_TABLES) // struct net *, struct sk_buff *
+			tell_change(tells, which, (struct net *)call[0]);
+		else if ((s32)call[1] == replace_command(tells)) // struct sock *, int command, sockptr_t
+			tell_replacement(tells, (struct sock *)call[0], (void *)call[2]);
 	}
 	__sync_fetch_and_add(&generations[which], 1);
 	if (known && is_changing(which)) // userspace may have given up on it
@@ -51,3 +41,7 @@ RULESET_CHANGE_BEGINS(nf_tables_commit, TSDT_GENERATION_NF_TABLES)
 RULESET_CHANGE_BEGINS(do_ipt_set_ctl, TSDT_GENERATION_X_TABLES)
 RULESET_CHANGE_BEGINS(do_ip6t_set_ctl, TSDT_GENERATION_X_TABLES)
 RULESET_CHANGE_BEGINS(do_arpt_set_ctl, TSDT_GENERATION_X_TABLES)
+#ifndef TSDT_LINUX_5_10
+RULESET_CHANGE_ENDS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES, TSDT_RULESET_BRIDGE_FILTER) // or another of its tables
+RULESET_CHANGE_BEGINS(do_ebt_set_ctl, TSDT_GENERATION_X_TABLES)
+#endif

@@ -147,7 +147,7 @@ static __always_inline u16 bits_by_call(u64 address)
 SEEN_PROGRAM(sent_by_call, net_dev_start_xmit, IPV4_OR_IPV6(BITS_BY_CALL, SENT_HEADER(skb), daddr), sent)
 SEEN_PROGRAM(received_by_call, netif_receive_skb, IPV4_OR_IPV6(BITS_BY_CALL, RECEIVED_HEADER(skb), saddr), received)
 
-#ifndef TSDT_KPROBES
+#ifndef TSDT_LINUX_5_10
 // From 6.2 (a35b9af4ec2c) a pointer may be given a type, by its number in the kernel's BTF: one load instead of a call.
 // Userspace puts the numbers of bpf_rdonly_cast and of the type in: to look for the function itself, libbpf would read all
 // of the kernel's types at the start.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "live.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -258,6 +259,7 @@ private:
     void finish();
     KernelCounts cause_counts() const;
     KernelCounts counts() const;
+    std::vector<Way> ways(const KernelCounts& last) const;
     void record(const KernelCounts& last);
 
     const Options& options_;
@@ -508,6 +510,30 @@ KernelCounts LiveRun::counts() const {
     return counts;
 }
 
+// Where the ranges of the filter lead to, when nothing left for them, or what did went to a program behind a TUN.
+std::vector<Way> LiveRun::ways(const KernelCounts& last) const {
+    if (!last.seen || !options_.netns.empty())
+        return {};
+    const Seen seen = decode::decode_seen(*last.seen, machine_);
+    const bool tunnel = std::ranges::any_of(seen.sent.by_dev, [](const auto& dev) { return may_be_tunnel(dev.first); });
+    if (seen.sent.packets != 0 && !tunnel)
+        return {};
+    std::vector<std::pair<std::string, Address>> ranges;
+    for (const Cidr& cidr : options_.dst) {
+        const bool ipv6 = cidr.family == IpFamily::ipv6;
+        const int bits = ipv6 ? 128 : 32;
+        if (cidr.prefix == 0 || ranges.size() >= Summary::max_ways)
+            continue; // of everything, one address is no example
+        Address first;
+        first.family = cidr.family;
+        first.bytes = cidr.network;
+        if (cidr.prefix < bits - 1)
+            first.bytes[ipv6 ? 15 : 3] |= 1;
+        ranges.emplace_back(cidr.text(), first);
+    }
+    return evidence::ask_ways(ranges);
+}
+
 void LiveRun::record(const KernelCounts& last) {
     for (const tsdt_cause& cause : last.causes)
         recorder_.write(&recording::Writer::cause, cause);
@@ -516,6 +542,8 @@ void LiveRun::record(const KernelCounts& last) {
     if (last.seen)
         for (const tsdt_seen_count& count : *last.seen)
             recorder_.write(&recording::Writer::seen, count);
+    for (const Way& way : last.ways)
+        recorder_.write(&recording::Writer::way, way);
 }
 
 void LiveRun::report_lost() {
@@ -572,6 +600,7 @@ void LiveRun::finish() {
     report_changes(true);
     report_lost();
     KernelCounts totals = counts();
+    totals.ways = ways(totals);
     std::uint64_t recorded = retired_packets_;
     for (const tsdt_cause& cause : totals.causes)
         recorded += cause.packets;

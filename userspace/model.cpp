@@ -233,4 +233,27 @@ std::string proto_name(std::uint8_t proto) {
     }
 }
 
+bool is_of_tailscale(std::string_view dev) {
+    return dev.starts_with("tailscale");
+}
+
+bool may_be_tunnel(std::string_view dev) {
+    return is_of_tailscale(dev) || dev.starts_with("tun") || dev.starts_with("utun");
+}
+
+bool may_be_of_others(const Way& way) {
+    constexpr std::uint32_t table_of_tailscale = 52;
+    const std::string& matched = way.route.matched;
+    const bool host = matched.ends_with("/32") || matched.ends_with("/128");
+    return way.route.table == table_of_tailscale && matched.find('/') != std::string::npos && !host &&
+           !matched.starts_with("fd7a:115c:a1e0:");
+}
+
+std::string rule_words(const Route& route) {
+    constexpr std::uint32_t local = 0, main_table = 32766, default_table = 32767;
+    if (!route.rule || *route.rule == local || *route.rule == main_table || *route.rule == default_table)
+        return {};
+    return "rule " + std::to_string(*route.rule);
+}
+
 } // namespace tsdroptrace

@@ -127,7 +127,7 @@ struct Rule {
     std::optional<std::uint32_t> number;
     std::optional<std::uint64_t> handle;
     std::optional<std::string> text;
-    std::vector<PathStep> path;   // base chain first, the dropping rule last; for a policy the base chain alone
+    std::vector<PathStep> path; // base chain first, the dropping rule last; for a policy the base chain alone
     std::string verdict = "drop";
     Confidence confidence = Confidence::exact;
     std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
@@ -144,9 +144,13 @@ struct Route {
     std::string type;
     std::optional<std::string> dev;
     std::optional<Address> gateway;
-    std::uint32_t table = 0; // 254 is main, 52 Tailscale's; 0: not told
-    std::string matched;     // the entry of that table: "100.64.0.7/32", "default"; empty: not told
+    std::uint32_t table = 0;                // 254 is main, 52 Tailscale's; 0: not told
+    std::string matched;                    // the entry of that table: "100.64.0.7/32", "default"; empty: not told
+    std::optional<std::uint32_t> rule = {}; // priority of the ip rule that leads to that table; none: not told
 };
+
+// "rule 5270"; empty for those that every machine has, and where it is not told.
+std::string rule_words(const Route&);
 
 // Each is empty where it was not asked for or could not be had.
 struct Evidence {
@@ -177,6 +181,8 @@ struct Owner {
     std::string configured_by; // "tailscale set --netfilter-mode", may be empty
 };
 
+struct RulesetChange;
+
 // ---- one dropped packet, complete ----
 
 struct Drop {
@@ -189,6 +195,7 @@ struct Drop {
     DropSite site;
     std::shared_ptr<const Rule> rule; // null: none, or not known
     std::optional<Owner> owner;
+    std::shared_ptr<const RulesetChange> written; // that brought the rule, where it was seen; without its lists
     std::optional<Process> process;
     std::shared_ptr<const Evidence> evidence;       // null: nothing was asked
     std::shared_ptr<const Explanation> explanation; // null: nothing known
@@ -235,12 +242,26 @@ struct Seen {
     SeenWay sent, received;
 };
 
+// How a packet into a range of the filter leaves this machine, by the route to one address of it.
+struct Way {
+    std::string range; // "100.100.0.0/16"
+    Address to;
+    Route route;
+};
+
+// A device behind which a program takes the packets (TUN), going by its name.
+bool may_be_tunnel(std::string_view dev);
+bool is_of_tailscale(std::string_view dev);
+// Tailscale's table leads there by a route to a whole network, so that it need not be the tailnet that is meant.
+bool may_be_of_others(const Way&);
+
 struct Summary {
-    static constexpr std::size_t max_flows = 10;
+    static constexpr std::size_t max_flows = 10, max_ways = 4;
     bool final = false;
     std::int64_t since_ns = 0, until_ns = 0;     // CLOCK_REALTIME
     std::vector<Cause> causes;                   // most packets first, without the noise
     std::optional<Seen> seen;                    // none: packets that pass are not counted
+    std::vector<Way> ways;                       // of the last one, where `seen` makes one ask
     std::map<std::string, std::uint64_t> lost;   // where -> events
     std::map<std::string, std::uint64_t> hidden; // reason -> packets of noise
     std::uint64_t packets() const;

@@ -20,6 +20,18 @@ Address address_of(const __u8 (&bytes)[16], __u8 family) {
     return address;
 }
 
+// Tells a rule from all others that may have been there, wherever it stands; iptables-legacy's have no handle.
+std::string identity(std::uint32_t netns, const Rule& rule) {
+    const std::string which = !rule.number  ? "policy " + rule.verdict
+                              : rule.handle ? "handle " + std::to_string(*rule.handle)
+                                            : rule.text.value_or("");
+    std::string key;
+    for (const std::string& piece : {std::to_string(netns), std::to_string(static_cast<int>(rule.backend)),
+                                     std::to_string(static_cast<int>(rule.family)), rule.table, rule.chain, which})
+        key.append(piece) += '\0';
+    return key;
+}
+
 } // namespace
 
 void Pipeline::check(const Status& status) {
@@ -38,7 +50,31 @@ void Pipeline::complete(Drop& drop) {
     drop.noise = explainer_.is_noise(drop);
     if (!drop.noise)
         drop.evidence = evidence_.get(drop, [this](const Drop& of) { return explainer_.wanted_sysctls(of); });
+    drop.written = written(drop);
     drop.explanation = explainer_.explain(drop);
+}
+
+void Pipeline::remember_writers(const RulesetChange& change) {
+    std::shared_ptr<RulesetChange> by;
+    for (const ChangedRule& changed : change.removed)
+        written_.erase(identity(change.netns.inode, changed.rule));
+    for (const ChangedRule& changed : change.added) {
+        if (written_.size() >= max_written)
+            written_.clear();
+        if (!by) {
+            by = std::make_shared<RulesetChange>(change);
+            static_cast<DropChanges&>(*by) = {};
+        }
+        written_.insert_or_assign(identity(change.netns.inode, changed.rule), by);
+    }
+}
+
+std::shared_ptr<const RulesetChange> Pipeline::written(const Drop& drop) const {
+    if (!drop.rule || (drop.site.kind == DropKind::rule && !drop.rule->handle && !drop.rule->text))
+        return nullptr;
+    const auto found = written_.find(identity(drop.netns.inode, *drop.rule));
+    // Of a burst only the time of its last change is known.
+    return found == written_.end() || drop.time_ns < found->second->time_ns ? nullptr : found->second;
 }
 
 bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
@@ -274,6 +310,8 @@ Summary Pipeline::summarize(const KernelCounts& counts, std::int64_t now_ns, boo
     Summary summary = aggregator_.summarize(now.causes, now.flows, counts.lost, now_ns, final);
     if (counts.seen)
         summary.seen = decode::decode_seen(*counts.seen, machine_);
+    if (final)
+        summary.ways = counts.ways;
     return summary;
 }
 
@@ -294,6 +332,7 @@ void Pipeline::ruleset(RulesetChange change) {
     for (auto* rules : {&change.added, &change.removed, &change.moved})
         for (ChangedRule& changed : *rules)
             changed.owner = explainer_.owner(changed.rule);
+    remember_writers(change);
     for (const auto& output : outputs_)
         check(output->ruleset(change));
     stops_.change(std::move(change));

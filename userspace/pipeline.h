@@ -36,6 +36,7 @@ struct KernelCounts {
     std::map<std::string, std::uint64_t> lost; // where -> events
     // Packets that pass; none: they are not counted.
     std::optional<std::vector<tsdt_seen_count>> seen = {};
+    std::vector<Way> ways = {}; // of the last counts
     // CLOCK_MONOTONIC: the records of all packets that died before have been handed to the pipeline.
     std::uint64_t handled_until_ns = ~std::uint64_t{0};
 };
@@ -98,6 +99,8 @@ private:
     void introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, bool final);
     Summary summarize(const KernelCounts& counts, std::int64_t now_ns, bool final);
     void complete(Drop& drop);
+    void remember_writers(const RulesetChange& change);
+    std::shared_ptr<const RulesetChange> written(const Drop& drop) const;
     void show(Drop& drop);
     bool cannot_have_matched(const Drop& drop);
     void disown(Drop& drop);
@@ -113,11 +116,14 @@ private:
     aggregate::Stops stops_;
     std::int64_t last_by_rule_ns_ = 0; // CLOCK_REALTIME
     std::vector<std::unique_ptr<output::Output>> outputs_;
+    // Which change has brought a rule that drops, as far as that was seen.
+    static constexpr std::size_t max_written = 2048;
+    std::map<std::string, std::shared_ptr<const RulesetChange>> written_;
     std::set<std::uint32_t> known_causes_; // tsdt_cause.id; the kernel's map bounds how many there are
 
     // Where rules are inferred, packets of one of the kernel's causes may have died by several rules, and by unknown
-    // ones. Those of one rule are a cause of their own, taken out of the kernel's; so are packets that the kernel's side
-    // has told of a rule which cannot have matched them.
+    // ones. Those of one rule are a cause of their own, taken out of the kernel's; so are packets that the kernel's
+    // side has told of a rule which cannot have matched them.
     using FlowKey = std::tuple<Address, std::uint16_t, Address, std::uint16_t, std::uint8_t>;
     struct Part {
         std::uint32_t id = 0, of = 0; // the kernel's cause

@@ -94,6 +94,11 @@ public:
         pipeline_->stopped(std::move(stopped));
     }
 
+    void way(Way way) override {
+        if (ways_.size() < Summary::max_ways)
+            ways_.push_back(std::move(way));
+    }
+
     void cause(const tsdt_cause& cause) override { causes_.insert_or_assign(cause.id, cause); }
 
     void drop(const tsdt_drop& record) override {
@@ -127,7 +132,7 @@ public:
             return *error_;
         if (!pipeline_)
             return Ok{};
-        KernelCounts counts{{}, std::move(flows_), lost_, std::move(passing_)};
+        KernelCounts counts{{}, std::move(flows_), lost_, std::move(passing_), std::move(ways_)};
         for (auto& [id, cause] : causes_) {
             cause.packets =
                 std::max<std::uint64_t>(cause.packets, seen_[id]); // a recording that was cut has no last counts
@@ -158,6 +163,7 @@ private:
     decltype(KernelCounts::seen) passing_;
     std::vector<std::pair<tsdt_flow_key, std::uint64_t>> flows_;
     std::map<std::string, std::uint64_t> lost_;
+    std::vector<Way> ways_;
     std::int64_t until_ns_ = 0;
     std::uint64_t shown_ = 0;
     std::optional<Error> error_;

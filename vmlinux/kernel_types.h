@@ -168,6 +168,11 @@ struct dst_entry {
 	struct net_device *dev;
 };
 
+struct rtable {
+	struct dst_entry dst;
+	__u16 rt_type;
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;

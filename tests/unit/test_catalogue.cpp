@@ -58,11 +58,12 @@ class Case {
 public:
     explicit Case(const YAML::Node& node) : node_(node) {
         static const std::set<std::string> known{
-            "id",      "says",   "hides",        "fix",     "fixes",   "risk",         "kind",       "hook",
-            "backend", "table",  "chain",        "family",  "path",    "jumps",        "text",       "verdict",
-            "src",     "dst",    "sport",        "dport",   "proto",   "ct",           "in",         "out",
-            "mark",    "length", "reason",       "queue",   "sender",  "location",     "function",   "program_id",
-            "unknown", "route",  "tailnet_peer", "sysctls", "waiting", "socket_waits", "confidence", "direction"};
+            "id",      "says",     "hides",        "fix",        "fixes",     "risk",   "kind",
+            "hook",    "backend",  "table",        "chain",      "family",    "path",   "jumps",
+            "text",    "verdict",  "src",          "dst",        "sport",     "dport",  "proto",
+            "ct",      "in",       "out",          "mark",       "length",    "reason", "queue",
+            "sender",  "location", "function",     "program_id", "unknown",   "route",  "tailnet_peer",
+            "sysctls", "waiting",  "socket_waits", "confidence", "direction", "never"};
         for (const auto& entry : node) {
             INFO(entry.first.Scalar());
             REQUIRE(known.contains(entry.first.Scalar()));
@@ -114,7 +115,7 @@ private:
         const bool leaves = drop.site.hook == Hook::output || drop.site.hook == Hook::postrouting;
         Packet& packet = drop.packet;
         packet.family = IpFamily::ipv4;
-        packet.proto = text("proto", "udp") == "tcp" ? 6 : 17;
+        packet.proto = text("proto", "udp") == "tcp" ? 6 : text("proto", "udp") == "icmp" ? 1 : 17;
         packet.src = address(text("src", leaves ? "10.0.0.2" : "198.51.100.7"));
         packet.dst = address(text("dst", leaves ? "198.51.100.7" : "10.0.0.2"));
         packet.sport = static_cast<std::uint16_t>(std::stoi(text("sport", "4000")));
@@ -269,7 +270,7 @@ void spoil(Drop& drop, const Condition& c) {
         drop.site.queue->fate = other_than<QueueFate>(c, fates);
         break;
     case Field::mark:
-        drop.packet.mark = 0;
+        drop.packet.mark = c.negated ? static_cast<std::uint32_t>(std::stoul(value, nullptr, 0)) : 0;
         break;
     case Field::sysctl:
         edit_evidence(drop, [&](Evidence& evidence) { evidence.sysctls[sysctl_name(c.argument, drop)] = "another"; });
@@ -317,6 +318,8 @@ TEST_CASE("catalogue: drops as they are met have the explanation that is written
         INFO(all_fixes << all_risks);
         for (const std::string& piece : one.list("fixes"))
             CHECK(has(all_fixes, piece));
+        for (const std::string& piece : one.list("never"))
+            CHECK(!has(all_fixes, piece));
         CHECK(has(all_risks, one.text("risk", "")));
     }
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Real sockets on the loopback device.
+// Real sockets on the loopback device; and the verdict, by what might come of them.
 #include "check/probe.h"
 #include "check/target.h"
+#include "check/verdict.h"
 
 #include <cerrno>
+#include <memory>
 #include <thread>
 
 #include <netinet/in.h>
@@ -161,6 +163,122 @@ TEST_CASE("check: an echo comes back, if it may be sent") {
     CHECK(answered.local_ports.size() == 1);
     CHECK(answer_of({{IpFamily::ipv6, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}}, Kind::icmp, 0}).outcome ==
           (access("/proc/sys/net/ipv6/conf/lo", F_OK) == 0 ? Outcome::answered : Outcome::local));
+}
+
+// ---- the verdict ----
+
+namespace {
+
+struct Question {
+    Target target{{IpFamily::ipv4, {100, 100, 2, 136}}, Kind::udp, 53};
+    Answer answer;
+    Summary summary;
+
+    Question() {
+        answer.local = {IpFamily::ipv4, {10, 0, 0, 2}};
+        answer.local_ports = {40001, 40002};
+        summary.seen = Seen{};
+        summary.seen->sent = {3, {{"eth0", 3}}, {}, {}};
+    }
+    void dropped(std::uint16_t local_port, std::uint64_t packets) {
+        Cause cause;
+        cause.packets = packets;
+        cause.example.site.kind = DropKind::rule;
+        Rule rule;
+        rule.table = "filter";
+        rule.chain = "ts-input";
+        rule.number = 5;
+        cause.example.rule = std::make_shared<Rule>(rule);
+        cause.flows = {{17, {}, {}, 53, local_port, packets}};
+        summary.causes.push_back(cause);
+    }
+    CheckVerdict verdict() const { return check::verdict(target, answer, summary); }
+    bool says(const char* text) const { return verdict().text.find(text) != std::string::npos; }
+};
+
+} // namespace
+
+TEST_CASE("check: silence is told apart by what was dropped, and by what left and came") {
+    Question silence;
+    CHECK(silence.verdict().reached == Reached::lost_elsewhere);
+    CHECK(
+        silence.verdict().text ==
+        "100.100.2.136:53/udp did not answer: 3 packets left by eth0, none came back: the loss is not on this machine");
+
+    Question here = silence;
+    here.dropped(40002, 3);
+    CHECK(here.verdict().reached == Reached::dropped_here);
+    CHECK(here.verdict().text == "3 packets of the check were dropped here by ts-input, rule 5 (table filter)");
+    Question others = silence;
+    others.dropped(50000, 3); // somebody else's
+    CHECK(others.verdict().reached == Reached::lost_elsewhere);
+
+    Question unsent = silence;
+    unsent.summary.seen->sent = {};
+    CHECK(unsent.verdict().reached == Reached::dropped_here);
+    CHECK(unsent.says("no packet to it left this machine"));
+
+    Question came = silence;
+    came.summary.seen->received = {1, {{"eth0", 1}}, {}, {}};
+    CHECK(came.verdict().reached == Reached::lost_elsewhere);
+    CHECK(came.says("1 packet came in from there, and none was dropped here"));
+
+    Question service = silence;
+    service.target.port = 4000;
+    CHECK(service.says("or that service has nothing to say"));
+}
+
+TEST_CASE("check: what left by a tunnel may have been dropped on this machine") {
+    Question silence;
+    silence.summary.seen->sent.by_dev = {{"tailscale0", 3}};
+    CHECK_FALSE(silence.says("the loss is not on this machine"));
+    CHECK(silence.says("3 packets left by tailscale0, none came back. tailscaled, on this machine, may have dropped"));
+    CHECK(silence.says("tailscale metrics print"));
+    CHECK_FALSE(silence.says("ip rule"));
+    silence.summary.ways = {
+        {"100.100.2.136", silence.target.address, {"unicast", "tailscale0", std::nullopt, 52, "100.64.0.0/10"}}};
+    CHECK(silence.says("Table 52 has 100.64.0.0/10 for it"));
+    CHECK(silence.says("ip rule add to 100.100.2.136 lookup main pref 5200"));
+    silence.summary.ways[0].route.matched = "100.100.2.136/32"; // a peer of the tailnet
+    CHECK_FALSE(silence.says("ip rule"));
+    silence.summary.seen->sent.by_dev = {{"tun7", 3}};
+    CHECK_FALSE(silence.says("the loss is not on this machine"));
+    CHECK_FALSE(silence.says("tailscale"));
+    CHECK(silence.says("The program behind that tunnel"));
+}
+
+TEST_CASE("check: an answer, a reset and ICMP errors") {
+    Question one;
+    one.answer.outcome = Outcome::answered;
+    CHECK(one.verdict().reached == Reached::yes);
+    CHECK(one.verdict().text == "100.100.2.136:53/udp is reachable: it answered");
+    one.dropped(40001, 1);
+    CHECK(one.says("it answered; 1 packet of the check was dropped here by ts-input, rule 5"));
+
+    Question reset;
+    reset.answer.outcome = Outcome::reset;
+    CHECK(reset.verdict().reached == Reached::yes);
+    CHECK(reset.says("answered with a reset"));
+
+    // A router on the way says so; or this machine itself, to which nobody answers on the link.
+    Question error;
+    error.answer.outcome = Outcome::error;
+    error.answer.icmp = IcmpError{3, 1, {IpFamily::ipv4, {192, 0, 2, 1}}};
+    error.answer.error_number = EHOSTUNREACH;
+    CHECK(error.verdict().reached == Reached::lost_elsewhere);
+    CHECK(error.says("192.0.2.1 answered with ICMP type 3 code 1"));
+    CHECK(error.says("the loss is not on this machine"));
+    error.answer.icmp->from = error.answer.local;
+    CHECK(error.verdict().reached == Reached::dropped_here);
+    CHECK(error.says("this machine itself answered with ICMP type 3 code 1"));
+    error.dropped(40001, 3);
+    CHECK(error.says("3 packets of the check were dropped here"));
+
+    Question local;
+    local.answer.outcome = Outcome::local;
+    local.answer.error_number = ENETUNREACH;
+    CHECK(local.verdict().reached == Reached::dropped_here);
+    CHECK(local.says("this machine could not send"));
 }
 
 TEST_CASE("check: what this machine does not send is its own doing") {

@@ -347,6 +347,11 @@ TEST_CASE("decode: before the function is known, those that may have dropped the
     const DropSite site = decode_cause(cause, {}).site;
     CHECK_FALSE(site.hook_function);
     CHECK(site.unknown.ends_with("ipv4_conntrack_defrag [nf_defrag_ipv4], ipv4_conntrack_in [nf_conntrack]"));
+    cause.key.unknown = TSDT_UNKNOWN_NOT_SEEN; // kprobes
+    REQUIRE(suspects(cause));
+    CHECK(suspects(cause)->kind == Suspects::Kind::hook_functions);
+    CHECK(decode_cause(cause, {}).site.unknown.starts_with(site.unknown));
+    CHECK(decode_cause(cause, {}).site.unknown.find("probe the kernel skipped") != std::string::npos);
     cause.steps = 60000; // read_cause refuses it, and nothing is read past the end here either
     CHECK(suspects(cause)->functions.size() == TSDT_PATH_MAX);
     cause.key.unknown = TSDT_UNKNOWN_NO_BASELINE; // a table: what its steps hold is something else

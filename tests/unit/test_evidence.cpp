@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <arpa/inet.h>
+#include <linux/fib_rules.h>
 #include <linux/inet_diag.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
@@ -243,6 +244,66 @@ TEST_CASE("evidence: attributes that are unknown or of a wrong length are passed
 
     CHECK_FALSE(read_route(message_of(socket_message(1, 1, 1))));
     CHECK_FALSE(read_link(message_of(bytes_of(route4))));
+}
+
+TEST_CASE("evidence: the ip rule that leads to a table is told by what it asks for") {
+    struct Asks {
+        std::uint32_t priority, table, mark = 0, mask = 0;
+        const char* in_dev = nullptr;
+        std::uint8_t to_bits = 0; // of 100.100.0.0
+        std::uint16_t other = 0;  // an attribute
+        std::uint8_t action = FR_ACT_TO_TBL;
+        std::uint32_t flags = 0;
+    };
+    const auto rule = [](const Asks& asks) {
+        alignas(4) std::byte room[256]{};
+        nlmsghdr* head = mnl_nlmsg_put_header(room);
+        head->nlmsg_type = RTM_NEWRULE;
+        auto* of = static_cast<fib_rule_hdr*>(mnl_nlmsg_put_extra_header(head, sizeof(fib_rule_hdr)));
+        of->action = asks.action;
+        of->dst_len = asks.to_bits;
+        of->flags = asks.flags;
+        mnl_attr_put_u32(head, FRA_PRIORITY, asks.priority);
+        mnl_attr_put_u32(head, FRA_TABLE, asks.table);
+        mnl_attr_put_u32(head, FRA_SUPPRESS_PREFIXLEN, ~std::uint32_t{0});
+        if (asks.mask != 0) {
+            mnl_attr_put_u32(head, FRA_FWMARK, asks.mark);
+            mnl_attr_put_u32(head, FRA_FWMASK, asks.mask);
+        }
+        if (asks.in_dev)
+            mnl_attr_put_strz(head, FRA_IIFNAME, asks.in_dev);
+        if (asks.to_bits != 0)
+            mnl_attr_put(head, FRA_DST, 4, "\x64\x64\0\0");
+        if (asks.other != 0)
+            mnl_attr_put_u32(head, asks.other, 1);
+        const auto read = read_rule(*head);
+        REQUIRE(read);
+        return *read;
+    };
+    RouteQuestion question;
+    question.to = address("100.100.2.136");
+    const auto leads = [&](const Asks& asks) { return rule_to(52, question, std::vector{rule(asks)}); };
+    CHECK(leads({5270, 52}) == 5270u);
+    CHECK_FALSE(leads({32766, 254}));
+    CHECK_FALSE(leads({5270, 52, 0, 0, nullptr, 0, 0, FR_ACT_UNREACHABLE}));
+    CHECK(leads({5270, 52, 0, 0, nullptr, 16}) == 5270u);
+    CHECK(leads({5270, 52, 0, 0, nullptr, 17}) == 5270u); // 100.100.0.0/17 holds it
+    CHECK_FALSE(leads({5270, 52, 0, 0, nullptr, 23}));    // 100.100.0.0/23 does not
+    CHECK_FALSE(leads({5210, 52, 0x80000, 0xff0000}));    // another mark
+    CHECK(leads({5210, 52, 0, 0xff0000}) == 5210u);
+    CHECK(leads({5, 52, 0, 0, "lo"}) == 5u); // this machine's own packets
+    CHECK_FALSE(leads({5, 52, 0, 0, "eth0"}));
+    CHECK_FALSE(leads({5, 52, 0, 0, nullptr, 0, FRA_UID_RANGE}));
+    CHECK_FALSE(leads({5, 52, 0, 0, nullptr, 0, 0, FR_ACT_TO_TBL, FIB_RULE_INVERT}));
+    question.mark = 0x80000;
+    question.in_dev = "eth0";
+    CHECK(leads({5210, 52, 0x80000, 0xff0000}) == 5210u);
+    CHECK(leads({5, 52, 0, 0, "eth0"}) == 5u);
+    CHECK_FALSE(leads({5, 52, 0, 0, "lo"}));
+    // The first that fits; and none where another one may have come before it.
+    CHECK(rule_to(52, question, std::vector{rule({1, 254}), rule({2, 52}), rule({3, 52})}) == 2u);
+    CHECK_FALSE(rule_to(52, question, std::vector{rule({1, 52, 0, 0, nullptr, 0, FRA_UID_RANGE}), rule({2, 52})}));
+    CHECK_FALSE(read_rule(message_of(socket_message(1, 1, 1))));
 }
 
 TEST_CASE("evidence: a device's VRF is found in its description") {

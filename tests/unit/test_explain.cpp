@@ -186,6 +186,36 @@ TEST_CASE("a fix for another network namespace cannot run in this one by mistake
     const Fix fix = Explainer().explain(drop)->fixes[1];
     CHECK(has(fix.action, "nsenter -t PID -n iptables-legacy -I INPUT"));
     CHECK(has(fix.risk, "4026532281"));
+    drop.netns.inode = 0; // not known: UDP has overwritten the packet's device, for example
+    const Fix unknown = Explainer().explain(drop)->fixes[1];
+    CHECK(unknown.action.starts_with("iptables-legacy -I INPUT"));
+    CHECK(has(unknown.risk, "network namespace, and which one that is is not known"));
+}
+
+TEST_CASE("what looks at a network namespace looks at the packet's", "[explain]") {
+    const auto all = [](Drop drop) {
+        drop.netns = {4026532281, "blue", false};
+        return actions(*Explainer().explain(drop));
+    };
+    const auto contains = [](const std::vector<std::string>& all, const char* one) {
+        return std::ranges::find(all, one) != all.end();
+    };
+    Drop full = incident();
+    full.rule = nullptr;
+    full.site.kind = DropKind::hook;
+    full.site.hook_function = HookFunction{"ipv4_conntrack_in", std::nullopt, std::nullopt, ""};
+    CHECK(contains(all(full),
+                   "ip netns exec blue sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"));
+    full.site.hook_function.reset();
+    full.site.queue = Queue{5, QueueFate::full, std::nullopt};
+    CHECK(contains(all(full), "ip netns exec blue cat /proc/net/netfilter/nfnetlink_queue"));
+    CHECK(contains(all(kernel_drop("XDP", "")), "ip netns exec blue bpftool net show dev eth0"));
+    const auto overflow = all(kernel_drop("TCP_LISTEN_OVERFLOW", ""));
+    CHECK(contains(overflow, "ip netns exec blue ss -lntp"));
+    CHECK(contains(overflow, "ip netns exec blue sysctl net.core.somaxconn"));
+    // The machine has one of these; it is not there in another namespace.
+    CHECK(contains(all(kernel_drop("CPU_BACKLOG", "")), "sysctl net.core.netdev_max_backlog"));
+    CHECK(contains(all(kernel_drop("SOCKET_RCVBUFF", "")), "sysctl net.core.rmem_max"));
 }
 
 TEST_CASE("a rule of nobody we know gets a plain explanation and its own tool", "[explain]") {
@@ -200,7 +230,7 @@ TEST_CASE("a rule of nobody we know gets a plain explanation and its own tool", 
     CHECK(explanation->id == "unowned-rule");
     CHECK(actions(*explanation) ==
           std::vector<std::string>{"iptables-legacy -t filter -L INPUT -n -v --line-numbers",
-                                   "iptables-legacy -I INPUT 1 -i eth0 -s 192.0.2.9 -j ACCEPT"});
+                                   "iptables-legacy -I INPUT 1 -i eth0 -s 192.0.2.9 -p udp --sport 53 -j ACCEPT"});
 
     // The same on the way out, over IPv6, in nftables.
     drop.packet.family = IpFamily::ipv6;
@@ -220,9 +250,10 @@ TEST_CASE("a rule of nobody we know gets a plain explanation and its own tool", 
     });
     explanation = Explainer().explain(drop);
     CHECK(actions(*explanation) ==
-          std::vector<std::string>{"nft -a list chain inet mine out",
-                                   "nft insert rule inet mine out oifname \"eth1\" ip6 daddr 2001:db8::2 accept"});
-    CHECK(has(explanation->fixes.back().risk, "lets out whatever is sent to 2001:db8::2 this way"));
+          std::vector<std::string>{
+              "nft -a list chain inet mine out",
+              "nft insert rule inet mine out oifname \"eth1\" ip6 daddr 2001:db8::2 udp sport 53 accept"});
+    CHECK(has(explanation->fixes.back().risk, "lets out udp from port 53 that is sent to 2001:db8::2 this way"));
 }
 
 TEST_CASE("a policy is explained as one", "[explain]") {
@@ -245,7 +276,8 @@ TEST_CASE("a policy is explained as one", "[explain]") {
     });
     const auto forward = Explainer().explain(drop);
     CHECK(forward->id == "forward-policy");
-    CHECK(forward->fixes[0].action == "iptables-legacy -I FORWARD 1 -i eth0 -o docker0 -s 100.100.0.0/16 -j ACCEPT");
+    CHECK(forward->fixes[0].action ==
+          "iptables-legacy -I FORWARD 1 -i eth0 -o docker0 -s 100.100.2.136 -p udp --sport 53 -j ACCEPT");
 }
 
 TEST_CASE("legacy tables of ARP and of bridges have tools of their own", "[explain]") {
@@ -377,7 +409,7 @@ TEST_CASE("kernel drops are explained by reason and function", "[explain]") {
     REQUIRE(explanation);
     CHECK(explanation->id == "kernel-ip-rpfilter");
     CHECK(has(explanation->summary, "the route back to 100.100.2.136 does not leave by eth0"));
-    CHECK(actions(*explanation)[2] == "sysctl -w net.ipv4.conf.eth0.rp_filter=2");
+    CHECK(actions(*explanation)[1] == "sysctl -w net.ipv4.conf.eth0.rp_filter=2");
 
     explanation = explainer.explain(kernel_drop("IP_INADDRERRORS", "ip_error+0x5c/0x2a0"));
     CHECK(has(explanation->summary, "forwarding is off on eth0"));
@@ -389,7 +421,7 @@ TEST_CASE("kernel drops are explained by reason and function", "[explain]") {
 
     Drop vlan = kernel_drop("IP_RPFILTER", "");
     vlan.packet.in_dev = "eth0.100"; // sysctl(8): the dot within a name is a slash
-    CHECK(actions(*explainer.explain(vlan))[2] == "sysctl -w net.ipv4.conf.eth0/100.rp_filter=2");
+    CHECK(actions(*explainer.explain(vlan))[1] == "sysctl -w net.ipv4.conf.eth0/100.rp_filter=2");
 
     CHECK(has(explainer.explain(kernel_drop("NOT_SPECIFIED", "sch_direct_xmit+0x1/0x2"))->summary, "sch_direct_xmit"));
     CHECK(has(explainer.explain(kernel_drop("", ""))->summary, "not known either")); // before 5.17

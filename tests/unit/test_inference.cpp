@@ -724,28 +724,24 @@ Look look_at(std::int64_t begin_ns, const std::shared_ptr<const Snapshot>& snaps
 
 } // namespace
 
-TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {
-    class Legacy : public SnapshotSource {
-    public:
-        std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return rules_; }
+namespace {
 
-    private:
-        static Snapshot rules() {
-            Snapshot rules = legacy_rules();
-            rules.tables[0].chains[0].rules.push_back(legacy_rule(
-                500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
-            return rules;
-        }
-        std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());
-    } snapshots;
-    decode::Machine machine;
-    machine.own_netns = netns;
-    NoEvidence evidence;
-    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
-    Shown shown;
-    pipeline.add_output(std::make_unique<Keep>(shown));
-    pipeline.start(Start{});
+class LegacyRules : public SnapshotSource {
+public:
+    std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return rules_; }
 
+private:
+    static Snapshot rules() {
+        Snapshot rules = legacy_rules();
+        rules.tables[0].chains[0].rules.push_back(legacy_rule(
+            500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
+        return rules;
+    }
+    std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());
+};
+
+// Of -A INPUT -p tcp -m tcp --dport 81 -j DROP
+tsdt_cause cause_of_tcp81() {
     tsdt_cause cause = cause_of_input();
     cause.key.source = TSDT_SOURCE_LEGACY_RULE;
     cause.key.unknown = TSDT_UNKNOWN_NONE;
@@ -756,6 +752,63 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
     cause.steps = 1;
     std::strcpy(cause.step[0].chain, "INPUT");
     cause.step[0].number = 2;
+    return cause;
+}
+
+} // namespace
+
+TEST_CASE("who was seen writing a rule is said of the packets that it drops later") {
+    LegacyRules snapshots;
+    decode::Machine machine;
+    machine.own_netns = netns;
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    pipeline.start(Start{});
+    const tsdt_cause cause = cause_of_tcp81();
+    pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
+    REQUIRE(shown.drops.size() == 1);
+    REQUIRE(shown.drops[0].rule);
+    CHECK_FALSE(shown.drops[0].written); // it was there before anybody looked
+
+    RulesetChange change;
+    change.time_ns = 3 * second;
+    change.netns.inode = shown.drops[0].netns.inode;
+    change.backend = Backend::iptables_legacy;
+    change.changers = {{{900, "iptables"}, std::nullopt, 1}};
+    change.added = {{*shown.drops[0].rule, std::nullopt, {}}};
+    RulesetChange other = change; // of a rule that has another text
+    other.added[0].rule.text = "-A INPUT -p tcp -m tcp --dport 82 -j DROP";
+    pipeline.ruleset(other);
+    pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
+    CHECK_FALSE(shown.drops.back().written);
+
+    pipeline.ruleset(change);
+    pipeline.drop(dead(2 * second, 81, IPPROTO_TCP), cause); // before that
+    CHECK_FALSE(shown.drops.back().written);
+    pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
+    REQUIRE(shown.drops.back().written);
+    CHECK(shown.drops.back().written->by()->process.pid == 900);
+    CHECK(shown.drops.back().written->added.empty()); // a change may be large
+
+    std::swap(change.added, change.removed);
+    pipeline.ruleset(change);
+    pipeline.drop(dead(5 * second, 81, IPPROTO_TCP), cause);
+    CHECK_FALSE(shown.drops.back().written);
+}
+
+TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {
+    LegacyRules snapshots;
+    decode::Machine machine;
+    machine.own_netns = netns;
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    pipeline.start(Start{});
+
+    tsdt_cause cause = cause_of_tcp81();
     pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
     pipeline.drop(dead(2 * second, 82, IPPROTO_TCP), cause); // its counter was another packet's
     REQUIRE(shown.drops.size() == 2);

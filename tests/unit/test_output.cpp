@@ -569,18 +569,21 @@ TEST_CASE("nothing dropped, whole", "[output]") {
 }
 
 TEST_CASE("the start says what kprobes do not tell", "[output]") {
-    Start on_kprobes = start();
-    on_kprobes.capabilities = {};
-    for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
-        *backend = {Exactness::exact, std::string(limits_of_kprobes)};
-    const auto times_told = [](const Start& start) {
+    const auto times_told = [](const Start& start, std::string_view limits) {
         const auto text = shown({}, [&](TextOutput& out) { CHECK(out.start(start)); });
-        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " "), limits(limits_of_kprobes);
+        const std::string one_line = std::regex_replace(text, std::regex("\\s+"), " ");
         const auto at = one_line.find(limits);
         return at == one_line.npos ? 0 : one_line.find(limits, at + 1) == one_line.npos ? 1 : 2;
     };
-    CHECK(times_told(on_kprobes) == 1);
-    CHECK(times_told(start()) == 0);
+    for (const std::string_view limits : {limits_on_5_10, limits_of_kprobes}) {
+        Start on_kprobes = start();
+        on_kprobes.capabilities = {};
+        for (Capability* backend : {&on_kprobes.capabilities.iptables_legacy, &on_kprobes.capabilities.nftables})
+            *backend = {Exactness::exact, std::string(limits)};
+        CHECK(times_told(on_kprobes, limits) == 1);
+        CHECK(times_told(on_kprobes, limits == limits_on_5_10 ? limits_of_kprobes : limits_on_5_10) == 0);
+        CHECK(times_told(start(), limits) == 0);
+    }
 }
 
 TEST_CASE("a changed ruleset on the terminal", "[output]") {
@@ -807,6 +810,99 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
           "2026-08-01T12:00:00.000000000Z");
 }
 
+TEST_CASE("the owner is who is known by a name, and who was seen writing the rule", "[output]") {
+    const auto text_of = [](const Drop& drop) {
+        const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
+        check_terminal(text);
+        return text;
+    };
+    Drop drop = incident();
+    CHECK(text_of(drop).find("written") == std::string::npos);
+    CHECK(checked(json_line(drop, "web-1"))["rule_written"].is_null());
+
+    RulesetChange change = added_rule();
+    change.changers = {{{900, "iptables"}, Process{812, "tailscaled"}, 1}};
+    drop.written = std::make_shared<RulesetChange>(change);
+    CHECK(text_of(drop).find("  owner   Tailscale, going by chain ts-input; written at 12:00:05 by\n"
+                             "          iptables[900] of tailscaled[812]; configured by: tailscale set\n"
+                             "          --netfilter-mode\n") != std::string::npos);
+    const json written = checked(json_line(drop, "web-1"))["rule_written"];
+    CHECK(written["time"] == "2026-08-01T12:00:05.000000000Z");
+    CHECK(written["by"] == json{{"pid", 900}, {"comm", "iptables"}});
+    CHECK(written["changers"][0]["parent"] == json{{"pid", 812}, {"comm", "tailscaled"}});
+
+    change.changers.push_back({{901, "nft"}, std::nullopt, 1});
+    drop.written = std::make_shared<RulesetChange>(change);
+    drop.owner.reset();
+    CHECK(text_of(drop).find("  owner   not known by a name; written at 12:00:05 by one of iptables[900],\n"
+                             "          nft[901]\n") != std::string::npos);
+    CHECK(checked(json_line(drop, "web-1"))["rule_written"]["by"].is_null());
+}
+
+TEST_CASE("where the packets got to", "[output]") {
+    const auto says = [](const Summary& summary) {
+        std::string text = shown({}, [&](TextOutput& out) { CHECK(out.summary(summary)); });
+        check_terminal(text);
+        for (std::size_t at = 0; (at = text.find("\n  ", at)) != std::string::npos;)
+            text.replace(at, 3, " ");
+        return text;
+    };
+    const auto has = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
+    Summary one;
+    one.final = true;
+    one.seen = Seen{};
+    one.seen->sent = {8, {{"eth0", 8}}, noon, noon};
+    CHECK(has(says(one), "8 packets to there left by eth0; none from there ever reached this machine: the loss is not "
+                         "here\n"));
+
+    // tailscaled is on this machine.
+    one.seen->sent.by_dev = {{"tailscale0", 8}};
+    CHECK(!has(says(one), "the loss is not here"));
+    CHECK(has(says(one), "What left by tailscale0 went to tailscaled, on this machine, which may have dropped it"));
+    CHECK(has(says(one), "tailscale metrics print"));
+    CHECK(!has(says(one), "pref 5200")); // by which route is not known
+    one.seen->sent.by_dev = {{"tun7", 8}};
+    CHECK(!has(says(one), "the loss is not here"));
+    CHECK(has(says(one), "What left by tun7 went to the program behind it"));
+    CHECK(!has(says(one), "tailscale"));
+
+    // A route that was accepted covers a network that is not the tailnet's.
+    one.seen->sent.by_dev = {{"tailscale0", 8}};
+    Route route{"unicast", "tailscale0", std::nullopt, 52, "192.168.0.0/16"};
+    one.ways = {{"192.168.7.0/24", address("192.168.7.1"), route}};
+    CHECK(has(says(one), "Table 52 has 192.168.0.0/16 for it"));
+    CHECK(has(says(one), "ip rule add to 192.168.7.0/24 lookup main pref 5200"));
+    for (const char* own :
+         {"100.101.102.104/32", "fd7a:115c:a1e0::/48", "default"}) { // a peer, the tailnet, an exit node
+        one.ways[0].route.matched = own;
+        CHECK(!has(says(one), "pref 5200"));
+    }
+    one.ways[0].route.matched = "192.168.0.0/16";
+    one.ways[0].route.table = 254;
+    CHECK(!has(says(one), "pref 5200"));
+
+    // Nothing left: where would it have gone?
+    one.seen->sent = {};
+    one.ways[0].route.table = 52;
+    CHECK(has(says(one), "no packet to there left this machine, and none from there arrived; the route to 192.168.7.1 "
+                         "goes through tailscale0 (table 52)\n"));
+    one.ways[0].route = {"unicast", "eth0", address("10.0.0.1"), 254, "default"};
+    CHECK(has(says(one), "the route to 192.168.7.1 goes through eth0 via 10.0.0.1 (table main)\n"));
+    one.ways[0].route = {"none", std::nullopt, std::nullopt, 0, ""};
+    CHECK(has(says(one), "the route to 192.168.7.1 is none, or an ip rule says unreachable\n"));
+    one.ways[0].route.type = "blackhole";
+    CHECK(has(says(one), "the route to 192.168.7.1 is of type blackhole\n"));
+    const json way = checked(json_line(one, "web-1"))["ways"][0];
+    CHECK(way["range"] == "192.168.7.0/24");
+    CHECK(way["route"]["type"] == "blackhole");
+
+    // --no-seen
+    one.seen.reset();
+    one.ways.clear();
+    CHECK(has(says(one), "may have gone into a tunnel"));
+    CHECK(checked(json_line(one, "web-1"))["seen"].is_null());
+}
+
 TEST_CASE("drops that have stopped, on the terminal", "[output]") {
     const auto text_of = [](const Stopped& stopped, TextOptions options = {}) {
         const std::string text = shown(options, [&](TextOutput& out) { CHECK(out.stopped(stopped)); });
@@ -966,18 +1062,21 @@ TEST_CASE("what the machine itself says is shown", "[output]") {
     CHECK(line().empty());
 
     Evidence evidence;
-    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default"};
+    evidence.route = Route{"unicast", "eth0", address("10.0.0.1"), 254, "default", 32766};
     evidence.tailnet_peer = false;
     evidence.socket_waits = true;
     evidence.waiting = Process{4242, "dig"};
     evidence.sysctls = {{"net.ipv4.ip_forward", "0"}};
-    CHECK(
-        with(evidence) ==
-        json{{"route",
-              {{"type", "unicast"}, {"dev", "eth0"}, {"gateway", "10.0.0.1"}, {"table", 254}, {"matched", "default"}}},
-             {"tailnet_peer", false},
-             {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
-             {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
+    CHECK(with(evidence) == json{{"route",
+                                  {{"type", "unicast"},
+                                   {"dev", "eth0"},
+                                   {"gateway", "10.0.0.1"},
+                                   {"table", 254},
+                                   {"matched", "default"},
+                                   {"rule", 32766}}},
+                                 {"tailnet_peer", false},
+                                 {"socket", {{"waits", true}, {"process", {{"pid", 4242}, {"comm", "dig"}}}}},
+                                 {"sysctls", {{"net.ipv4.ip_forward", "0"}}}});
     CHECK(line() == "  route   to 100.100.2.136: by eth0 via 10.0.0.1 (table main)");
     const std::string text = shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); });
     CHECK(text.find("\n  route ") > text.find("\n  owner "));
@@ -988,12 +1087,20 @@ TEST_CASE("what the machine itself says is shown", "[output]") {
     evidence.route = Route{"none", std::nullopt, std::nullopt, 0, ""};
     json value = with(evidence);
     CHECK(value["socket"] == json{{"waits", false}, {"process", nullptr}});
-    CHECK(value["route"] ==
-          json{{"type", "none"}, {"dev", nullptr}, {"gateway", nullptr}, {"table", nullptr}, {"matched", nullptr}});
+    CHECK(value["route"] == json{{"type", "none"},
+                                 {"dev", nullptr},
+                                 {"gateway", nullptr},
+                                 {"table", nullptr},
+                                 {"matched", nullptr},
+                                 {"rule", nullptr}});
     CHECK(line() == "  route   to 100.100.2.136: none, or an ip rule that says unreachable");
     evidence.route = Route{"unicast", "tailscale0", std::nullopt, 52, "100.100.2.136/32"};
     with(evidence);
     CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52)");
+    evidence.route->rule = 5270;
+    with(evidence);
+    CHECK(line() == "  route   to 100.100.2.136: by tailscale0 (table 52, rule 5270)");
+    evidence.route->rule.reset();
     evidence.route = Route{"local", "lo", std::nullopt, 255, "100.100.2.136/32"};
     with(evidence);
     CHECK(line() == "  route   to 100.100.2.136: local (table local)");

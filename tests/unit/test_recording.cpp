@@ -41,6 +41,7 @@ struct Collected : Visitor {
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
     void stopped(Stopped value) override { stops.push_back(std::move(value)); }
+    void way(Way value) override { ways.push_back(std::move(value)); }
     void evidence(evidence::Entry value) override { entries.push_back(std::move(value)); }
     void cause(const tsdt_cause& value) override { causes.push_back(value); }
     void drop(const tsdt_drop& value) override { drops.push_back(value); }
@@ -56,6 +57,7 @@ struct Collected : Visitor {
     std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
     std::vector<Stopped> stops;
+    std::vector<Way> ways;
     std::vector<evidence::Entry> entries;
     std::vector<tsdt_cause> causes;
     std::vector<tsdt_drop> drops;
@@ -226,6 +228,8 @@ std::string sample_file(const Directory& directory) {
     flow.sport = 0x3500;
     REQUIRE(writer->flow(flow, 2));
     REQUIRE(writer->lost({1, 2, 3}));
+    const Address way_to{IpFamily::ipv6, {0xfd, 0x7a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}};
+    REQUIRE(writer->way({"fd7a::/48", way_to, {"unicast", "tailscale0", std::nullopt, 52, "fd7a::/48"}}));
     REQUIRE(writer->finish(1'700'000'009'000'000'000));
     CHECK(writer->lost_frames() == 0);
     std::ifstream in(path, std::ios::binary);
@@ -336,6 +340,11 @@ TEST_CASE("recording: what was written is read, in its order") {
     CHECK(look.packets == std::vector<std::uint64_t>{7, resolve_rule::Look::no_counter});
     CHECK(look.bytes == std::vector<std::uint64_t>{700, resolve_rule::Look::no_counter});
     CHECK(look.problem == "none");
+
+    REQUIRE(got.ways.size() == 1);
+    CHECK(got.ways[0].range == "fd7a::/48");
+    CHECK(got.ways[0].to.text() == "fd7a::1");
+    CHECK((got.ways[0].route.dev == "tailscale0" && got.ways[0].route.table == 52));
 
     REQUIRE(got.stops.size() == 1);
     const Stopped& stopped = got.stops[0];
@@ -477,7 +486,7 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Header header;
     header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 7, this one reads 6): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 8, this one reads 7): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};

@@ -3,12 +3,14 @@
 //
 //   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
+//   vm_helper bpf-egress CGROUP                       a BPF program drops what the processes of that control group send
+//   vm_helper xdp DEVICE                              an XDP program drops all that comes in by the device
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
 //   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
 //                                                     times with a second in between
 //
-// The first two say "ready", or the id of the program, when they do so, and run until they are killed.
+// The first four say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -18,6 +20,8 @@
 #include <vector>
 
 #include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pty.h>
@@ -152,6 +156,27 @@ void drop_with_bpf(std::uint32_t pf, std::uint32_t hook, std::int32_t priority) 
         pause();
 }
 
+// A program that returns `verdict`, where the kernel calls it.
+void attach_bpf(bpf_prog_type type, bpf_attach_type attach, std::int32_t verdict, int target, std::uint32_t flags) {
+    bpf_insn code[2]{};
+    code[0].code = BPF_ALU64 | BPF_MOV | BPF_K;
+    code[0].imm = verdict;
+    code[1].code = BPF_JMP | BPF_EXIT;
+    LIBBPF_OPTS(bpf_prog_load_opts, options);
+    options.expected_attach_type = attach;
+    const int program = bpf_prog_load(type, "drops_all", "GPL", code, 2, &options);
+    if (program < 0)
+        fail("bpf_prog_load");
+    LIBBPF_OPTS(bpf_link_create_opts, how);
+    how.flags = flags;
+    if (bpf_link_create(program, target, attach, &how) < 0)
+        fail("BPF_LINK_CREATE");
+    std::puts("ready");
+    std::fflush(stdout);
+    for (;;)
+        pause();
+}
+
 void add_ipvs_service(const char* address, std::uint16_t port) {
     const int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
     ip_vs_service_user service{};
@@ -231,6 +256,13 @@ int main(int count, char** arguments) {
                   count > 4 ? static_cast<std::uint32_t>(number(4)) : 1024);
     if (what == "bpf" && count == 5)
         drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
+    if (what == "bpf-egress" && count == 3)
+        attach_bpf(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, 0, open(arguments[2], O_RDONLY | O_DIRECTORY), 0);
+    if (what == "xdp" && count == 3) {
+        constexpr std::uint32_t in_the_stack = 1U << 1; // XDP_FLAGS_SKB_MODE
+        attach_bpf(BPF_PROG_TYPE_XDP, BPF_XDP, 1, static_cast<int>(if_nametoindex(arguments[2])),
+                   in_the_stack); // XDP_DROP
+    }
     if (what == "forget") {
         forget_connections();
         return 0;

@@ -13,6 +13,7 @@
 
 #include "attach/attachment.h"
 #include "tsdroptrace.skel.h"
+#include "tsdroptrace_5_10.skel.h"
 #include "tsdroptrace_kprobe.skel.h"
 
 namespace tsdroptrace::attach {
@@ -64,10 +65,11 @@ BpfObject BpfObject::open(ObjectKind kind, const char* types_path) {
         opened.skeleton_ = skeleton->skeleton;
         opened.owner_ = skeleton;
     };
-    if (kind == ObjectKind::kprobe)
-        take(open_skeleton<tsdroptrace_kprobe_bpf>(options));
-    else
-        take(open_skeleton<tsdroptrace_bpf>(options));
+    switch (kind) {
+    case ObjectKind::fentry: take(open_skeleton<tsdroptrace_bpf>(options)); break;
+    case ObjectKind::kprobe: take(open_skeleton<tsdroptrace_kprobe_bpf>(options)); break;
+    case ObjectKind::linux_5_10: take(open_skeleton<tsdroptrace_5_10_bpf>(options)); break;
+    }
     return opened;
 }
 

@@ -20,8 +20,9 @@ struct bpf_program;
 namespace tsdroptrace::attach {
 
 enum class ObjectKind {
-    fentry, // bpf/tsdroptrace.bpf.c
-    kprobe, // bpf/tsdroptrace_kprobe.bpf.c
+    fentry,     // bpf/tsdroptrace.bpf.c
+    kprobe,     // bpf/tsdroptrace_kprobe.bpf.c
+    linux_5_10, // bpf/tsdroptrace_5_10.bpf.c: kprobes, too
 };
 
 class BpfObject {

@@ -202,6 +202,33 @@ void fill_in(std::vector<bpf_insn>& instructions) {
     }
 }
 
+// A function of the kernel's that is there for tests, and that nothing else calls.
+constexpr const char* function_for_tests = "bpf_fentry_test1";
+
+// Whether fentry can be attached here at all: 0, or an errno. Kernels without trampolines for BPF (arm64 before 6.4, for one)
+// load such programs, and then do not attach them. What was attached goes to `kept`, to stay for as long as the tracer
+// does: the kernel takes its time to take it away.
+int try_fentry(const KernelTypes& types, Fd& kept) {
+    const auto id = types.function(function_for_tests);
+    if (!id)
+        return 0; // other functions will tell
+    bpf_insn nothing[2] = {};
+    nothing[0].code = BPF_ALU64 | BPF_MOV | BPF_K; // r0 = 0
+    nothing[1].code = BPF_JMP | BPF_EXIT;
+    LIBBPF_OPTS(bpf_prog_load_opts, options);
+    options.expected_attach_type = BPF_TRACE_FENTRY;
+    options.attach_btf_id = id->type_id;
+    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, "try_fentry", "GPL", nothing, std::size(nothing), &options));
+    if (!program)
+        return errno;
+    kept = Fd(bpf_link_create(program.get(), 0, BPF_TRACE_FENTRY, nullptr));
+    return kept ? 0 : errno;
+}
+
+bool has_kprobes() {
+    return readable("/sys/bus/event_source/devices/kprobe/type");
+}
+
 // What libbpf does for programs of this kind, with what KernelTypes has found.
 int prepare(bpf_program* program, bpf_prog_load_opts* options, long) {
     const bpf_insn* begin = bpf_program__insns(program);
@@ -269,10 +296,10 @@ struct Tracer::State {
         std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
         std::uint32_t* matches_traced = nullptr;
-        std::uint32_t* queue_handler_absent = nullptr; // not with kprobes
+        std::uint32_t* queue_handler_absent = nullptr; // not on 5.10
         std::uint64_t* unseen = nullptr;
         std::uint32_t* bridge_targets_traced = nullptr;
-        std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: with kprobes
+        std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: on 5.10
     };
 
     Filter filter;
@@ -290,16 +317,17 @@ struct Tracer::State {
     bool without_functions = false;                 // none can be traced
     std::string problem;                            // why functions cannot be traced, once that is known
     std::set<std::string> modules;
-    std::unique_ptr<const KernelTypes> types; // while starting; with kprobes always: no module brings types there
+    std::unique_ptr<const KernelTypes> types; // while starting; on 5.10 always: no module brings types there
     decode::KernelNames names;
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
-    mutable std::map<std::uint64_t, std::string> locations; // kprobes: what describe_address() said
+    mutable std::map<std::uint64_t, std::string> locations; // 5.10: what describe_address() said
     bool nf_tables_at_start = false;
-    std::string nft_problem; // kprobes: why nf_tables cannot be traced
+    std::string nft_problem; // 5.11 to 5.16: why nf_tables cannot be traced
 
     std::set<std::string, std::less<>> late_functions;          // asked for so far, attached or not
     std::map<std::string, BpfObject, std::less<>> late_objects; // their programs, by what those are written for
+    Fd fentry_link;                                             // of try_fentry()
     std::vector<Fd> late_links;                                 // of copies of templates; the others are in `links`
 
     struct RingDeleter {
@@ -314,15 +342,26 @@ struct Tracer::State {
             return links.contains(fmt::format("{}{}", prefix, function));
         });
     }
+    bool traces_functions() const {
+        return std::ranges::any_of(links, [](const auto& link) {
+            return std::ranges::any_of(function_sections,
+                                       [&](std::string_view prefix) { return link.first.starts_with(prefix); });
+        });
+    }
     const BpfObject& shared() const { return objects.front(); }
-    bool on_kprobes() const { return kind == ObjectKind::kprobe; }
-    std::set<std::string> modules_now() const { return on_kprobes() ? modules_loaded() : modules_with_btf(); }
+    // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
+    bool chain_frees() const { return kernel >= KernelVersion{6, 7}; }
+    bool on_kprobes() const { return kind != ObjectKind::fentry; }
+    bool modules_have_types() const { return kind != ObjectKind::linux_5_10; }
+    std::set<std::string> modules_now() const;
     std::uint64_t missed() const; // how often the emitter could not be run
     void forget_lost_changes();
     void tell_bridge_targets() const;
 
     std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
 
+    int start();
+    void begin_anew(ObjectKind with);
     int add(bool with_functions, bool with_emitter);
     BpfObject open() const;
     void find_symbols(const BpfObject& object);
@@ -344,6 +383,16 @@ struct Tracer::State {
     bool traces_matches() const;
     void watch_queue_handler() const;
 };
+
+// A module that has come back is another one to kprobes: they do not hold it.
+std::set<std::string> Tracer::State::modules_now() const {
+    std::set<std::string> modules;
+    if (modules_have_types())
+        modules.merge(modules_with_btf());
+    if (on_kprobes())
+        modules.merge(modules_loaded());
+    return modules;
+}
 
 // Where the functions are now. A probe on one that has gone, with its module, or that has come back elsewhere, is of
 // no use any more.
@@ -374,9 +423,9 @@ std::uint64_t Tracer::State::address_of(const bpf_program* program) const {
 
 // Whether this kernel has the function now, and it can be made sense of.
 bool Tracer::State::is_there(std::string_view function) const {
-    if (on_kprobes())
-        return symbols.contains(function) && (nft_problem.empty() || !function.starts_with("nf"));
-    return types_for_loading->function(function).has_value();
+    if (on_kprobes() && (!symbols.contains(function) || (!nft_problem.empty() && function.starts_with("nf"))))
+        return false;
+    return !modules_have_types() || types_for_loading->function(function).has_value();
 }
 
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
@@ -388,8 +437,7 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
         const std::string_view function = function_of(program);
         if (function.empty())
             continue; // on_kfree_skb and its like: add() knows
-        // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
-        const bool needed = program != object.program("nft_do_chain_end") || kernel < KernelVersion{6, 7};
+        const bool needed = program != object.program("nft_do_chain_end") || !chain_frees();
         const bool load = needed && !is_late_program(function) &&
                           (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
                           (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
@@ -580,8 +628,7 @@ int Tracer::State::add_late(const std::string& function, std::string_view progra
 }
 
 void Tracer::State::trace_late(const std::string& function, std::string_view programs) {
-    const bool there = on_kprobes() ? symbols.contains(function) : types_for_loading->function(function).has_value();
-    const int error = there ? add_late(function, programs) : -ESRCH;
+    const int error = is_there(function) ? add_late(function, programs) : -ESRCH;
     if (error)
         spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
 }
@@ -645,7 +692,7 @@ void Tracer::State::set_seen_constants(const BpfObject& object) const {
 
 // Of the programs that see every packet, those that cost least where they can be loaded.
 void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
-    const bool by_call = on_kprobes() || !types_for_loading->function(rdonly_cast);
+    const bool by_call = !types_for_loading->function(rdonly_cast);
     const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
         return range.family == IpFamily::ipv4;
     });
@@ -675,17 +722,22 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (!on_kprobes())
         return;
+    const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
+    object.set_constant("table_is_first", kernel >= KernelVersion{5, 16});
+    object.set_constant("chain_frees", chain_frees());
+    if (!nf_hook_slow.size)
+        problem = "/proc/kallsyms does not say where functions are: needs CAP_SYSLOG";
+    if (modules_have_types())
+        return;
     for (const std::string_view function : {"nf_hook_slow", "nf_queue", "nf_reinject"}) {
         const auto symbol = symbols.find(function);
         if (symbol != symbols.end())
             object.set_constant(fmt::format("code_of_{}", function),
                                 std::array<std::uint64_t, 2>{symbol->second.address, symbol->second.size});
     }
-    const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
-    object.set_constant("table_is_first", kernel >= KernelVersion{5, 16});
     object.set_constant("per_cpu_offset_at", per_cpu_offset.address);
-    if (!nf_hook_slow.size || (cpus > 1 && !per_cpu_offset.address))
-        problem = "/proc/kallsyms does not say where nf_hook_slow and __per_cpu_offset are: needs CAP_SYSLOG";
+    if (problem.empty() && cpus > 1 && !per_cpu_offset.address)
+        problem = "/proc/kallsyms does not say where __per_cpu_offset is";
 }
 
 // Loads and attaches one more object: the programs on functions that are not traced yet, the program on kfree_skb,
@@ -725,8 +777,8 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const bool had_legacy =
         std::ranges::any_of(legacy_functions, [&](std::string_view function) { return traces(function); });
     const bool adds_bridge = object.autoload("ebt_do_table_begin"), had_bridge = traces("ebt_do_table");
-    if (on_kprobes()) {
-        // No module brings types: the first program on kfree_skb knows all there is to know.
+    if (!modules_have_types()) {
+        // The first program on kfree_skb knows all there is to know.
         object.set_constant("traces_nft", with_functions && nft_problem.empty());
         object.set_constant("traces_legacy", with_functions);
     } else {
@@ -738,7 +790,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
                         object.autoload("xt_register_table_end");
     }
     const bpf_program *on_kfree_skb = object.program("on_kfree_skb"), *again = object.program("on_kfree_skb_again"),
-                      *emit = object.program("emit"); // kprobes have the first one only
+                      *emit = object.program("emit"); // 5.10 has the first one only
     object.set_autoload("emit", with_emitter);
     object.set_autoload("on_kfree_skb", with_emitter);
     object.set_autoload("on_kfree_skb_again", with_emitter && cpus <= TSDT_MAX_CPUS);
@@ -746,7 +798,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
     const bool is_first = objects.empty() && with_functions;
-    const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not with kprobes
+    const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not on 5.10
     object.set_autoload("find_per_cpu_memory", is_first);
 
     if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
@@ -813,6 +865,57 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     return 0;
 }
 
+// With other programs, which look at the same of the kernel's types. What has been attached before is gone.
+void Tracer::State::begin_anew(ObjectKind with) {
+    emitter_links.clear();
+    links.clear();
+    emitter = nullptr;
+    objects.clear();
+    counts = {};
+    problem.clear();
+    kind = with;
+    modules = modules_now();
+}
+
+std::string why(int error) {
+    constexpr int enotsupp = 524; // the kernel's own, which should not come here
+    return error == EPERM ? "not permitted" : error == enotsupp ? "not supported" : std::strerror(error);
+}
+
+// Attaches all that can be: where fentry cannot, kprobes. Where no function can be traced, `problem` says why, and there
+// are still the drops themselves. Returns 0 or a negative error.
+int Tracer::State::start() {
+    without_functions = !problem.empty();
+    if (without_functions)
+        return add(false, true);
+    int error = add(true, true);
+    if (kind == ObjectKind::fentry && !traces_functions()) {
+        const int refused = try_fentry(*types, fentry_link);
+        if (!refused && !error)
+            return 0;
+        std::string kprobes = "there are none";
+        if (refused && has_kprobes()) {
+            begin_anew(ObjectKind::kprobe);
+            error = add(true, true);
+            if (!error && (problem.empty() || traces_functions()))
+                return 0;
+            kprobes = error ? why(-error) : problem;
+        }
+        begin_anew(ObjectKind::fentry);
+        if (refused)
+            problem = fmt::format("this kernel does not let BPF be attached to functions (fentry: {}; kprobes: {})",
+                                  why(refused), kprobes);
+    } else if (!error) {
+        return 0;
+    } else if (-error == EPERM) {
+        problem = "this kernel does not let BPF be attached to functions (kprobes: not permitted)";
+    }
+    if (problem.empty())
+        problem = fmt::format("the programs on netfilter's functions cannot be loaded: {}", std::strerror(-error));
+    without_functions = true;
+    return add(false, true);
+}
+
 Tracer::Tracer(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Tracer::~Tracer() = default;
 
@@ -833,20 +936,21 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
     types.insert(std::begin(header_types), std::end(header_types));
-    if (state->kernel < KernelVersion{5, 17}) // may need kprobes: see below
-        if (const BpfObject kprobe = BpfObject::open(ObjectKind::kprobe, nullptr))
-            types.merge(kprobe.types());
+    if (state->kernel < KernelVersion{5, 17}) // may be one without types of modules: see below
+        if (const BpfObject old = BpfObject::open(ObjectKind::linux_5_10, nullptr))
+            types.merge(old.types());
     auto functions = fentry.functions();
     for (const auto& placeholder : placeholders) {
         functions.insert(placeholder.name);
         if (*placeholder.else_name)
             functions.insert(placeholder.else_name);
     }
+    functions.insert(function_for_tests);
     state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
     // here is written for): there kprobes do it.
     if (!state->types->has_bpf_loop()) {
-        state->kind = ObjectKind::kprobe;
+        state->kind = ObjectKind::linux_5_10;
         if (state->kernel != KernelVersion{5, 10} || !state->types->lays_out_like_5_10())
             state->nft_problem = "this kernel's modules have no type information (5.11), and it does not lay out "
                                  "nf_tables' structures as 5.10 does";
@@ -860,20 +964,10 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     state->reasons = std::move(*reasons);
     if (state->cpus > TSDT_MAX_CPUS)
         state->problem = fmt::format("this kernel has room for more than {} CPUs", TSDT_MAX_CPUS);
-    state->without_functions = !state->problem.empty();
-    if (const int error = state->add(state->problem.empty(), true)) {
-        // Without the functions of netfilter there are still the drops themselves.
-        state->without_functions = true;
-        if (const int drops_error = state->add(false, true))
-            return explain_load_failure(-drops_error);
-        state->problem =
-            -error == EPERM
-                ? fmt::format("this kernel does not let BPF be attached to functions ({}: not permitted)",
-                              state->on_kprobes() ? "kprobes" : "fentry")
-                : fmt::format("the programs on netfilter's functions cannot be loaded: {}", std::strerror(-error));
-    }
+    if (const int error = state->start())
+        return explain_load_failure(-error);
 
-    if (!state->on_kprobes())
+    if (state->modules_have_types())
         state->types.reset();
     state->watch_queue_handler();
 
@@ -924,7 +1018,7 @@ void Tracer::refresh() {
 
 void Tracer::trace_suspects(const decode::Suspects& suspects) {
     using Kind = decode::Suspects::Kind;
-    if (!state_->problem.empty() || (state_->on_kprobes() && suspects.kind == Kind::hook_functions))
+    if (!state_->problem.empty() || (!state_->modules_have_types() && suspects.kind == Kind::hook_functions))
         return;
     std::vector<HookFunction> functions = suspects.functions;
     if (suspects.kind == Kind::nft_matches) {
@@ -934,6 +1028,9 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
     }
     KernelTypes::Names names, modules;
     for (const HookFunction& function : functions) {
+        // nf_tables' own: of its rules the probe of one may have been skipped.
+        if (state_->on_kprobes() && function.name.find("do_chain") != std::string::npos)
+            continue;
         if (state_->late_functions.size() >= max_late_functions || state_->traces(function.name) ||
             !state_->late_functions.insert(function.name).second)
             continue;
@@ -946,7 +1043,7 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
     std::optional<KernelTypes> types;
     if (state_->on_kprobes())
         state_->find_symbols(state_->shared());
-    else
+    if (state_->modules_have_types())
         types.emplace(names, state_->shared().types(), modules);
     types_for_loading = types ? &*types : state_->types.get();
     for (const std::string& name : names) {
@@ -992,6 +1089,9 @@ const decode::KernelNames& Tracer::names() const {
 }
 
 Capabilities Tracer::capabilities() const {
+    const std::string_view limits = state_->kind == ObjectKind::fentry   ? ""
+                                    : state_->kind == ObjectKind::kprobe ? limits_of_kprobes
+                                                                         : limits_on_5_10;
     // What cannot be seen shows in the counters of the rules, which userspace reads.
     const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
                              std::initializer_list<const char*> needed) -> Capability {
@@ -1001,7 +1101,7 @@ Capabilities Tracer::capabilities() const {
         if (!problem.empty())
             return by_counters(problem);
         if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, std::string(state_->on_kprobes() ? limits_of_kprobes : "")};
+            return {Exactness::exact, std::string(limits)};
         if (!state_->problem.empty())
             return by_counters(state_->problem);
         if (!module_is_loaded(module))
@@ -1031,7 +1131,7 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
         return std::nullopt;
     // What the kernel could not print from BPF (bpf_snprintf, 5.13).
     const auto print = [&](std::uint64_t address, auto& text) {
-        if (!address || text[0] || !state_->on_kprobes())
+        if (!address || text[0] || state_->modules_have_types())
             return;
         auto [symbol, fresh] = state_->locations.try_emplace(address);
         if (fresh)

@@ -52,8 +52,8 @@ struct Retired {
 
 class Tracer {
 public:
-    // Attaches everything that this kernel allows. Needs BTF, and either bpf_loop (5.17) or 5.10 (then /proc/kallsyms
-    // too); fentry and fexit (5.5, on modules 5.11), or on 5.10 kprobes, decide which backends are exact. Fails with
+    // Attaches everything that this kernel allows. Needs BTF, and either bpf_loop (5.17) or 5.10; fentry and fexit, or where
+    // those cannot be attached kprobes (then /proc/kallsyms too), decide which backends are exact. Fails with
     // ErrorKind::unsupported and one line that says what is missing and how to get it, or with ErrorKind::command_line
     // when this kernel does not know one of the reasons.
     static Result<std::unique_ptr<Tracer>> start(const Filter& filter);

@@ -60,6 +60,21 @@ std::string devices(const SeenWay& way) {
     return out;
 }
 
+// The kernel sees nothing of what becomes of it there.
+std::string behind_tunnel(const Summary& summary) {
+    const auto& devices = summary.seen->sent.by_dev;
+    if (std::ranges::none_of(devices, [](const auto& dev) { return is_of_tailscale(dev.first); }))
+        return ". The program behind that tunnel, on this machine, may have dropped them";
+    std::string out = ". tailscaled, on this machine, may have dropped them, or their answers: tailscale metrics print "
+                      "(tailscaled_inbound_dropped_packets_total); else they are lost beyond it";
+    for (const Way& way : summary.ways)
+        if (may_be_of_others(way))
+            out += fmt::format(". Table {} has {} for it: a route that Tailscale accepted; if it is not meant for the "
+                               "tailnet: ip rule add to {} lookup main pref 5200 (gone after a reboot)",
+                               way.route.table, way.route.matched, way.range);
+    return out;
+}
+
 std::string packets_text(std::uint64_t count) {
     return fmt::format("{} packet{}", count, count == 1 ? "" : "s");
 }
@@ -128,8 +143,10 @@ CheckVerdict verdict(const Target& target, const Answer& answer, const Summary& 
                    fmt::format("{} did not answer what was asked: {} left by {}, {} came in from there, and none was "
                                "dropped here",
                                what, packets_text(sent.packets), devices(sent), packets_text(received.packets)));
-    std::string text = fmt::format("{} did not answer: {} left by {}, none came back: the loss is not on this machine",
-                                   what, packets_text(sent.packets), devices(sent));
+    const bool tunnel = std::ranges::any_of(sent.by_dev, [](const auto& dev) { return may_be_tunnel(dev.first); });
+    std::string text =
+        fmt::format("{} did not answer: {} left by {}, none came back{}", what, packets_text(sent.packets),
+                    devices(sent), tunnel ? behind_tunnel(summary) : ": the loss is not on this machine");
     if (target.kind == Kind::udp && target.port != 53)
         text += ", or that service has nothing to say to a packet that it does not understand";
     return say(Reached::lost_elsewhere, std::move(text));

@@ -270,7 +270,10 @@ std::string unknown(const tsdt_cause& cause, const DropSite& site) {
     for (const HookFunction& function : all->functions) {
         names += (names.empty() ? "" : ", ") + function.text();
     }
-    return std::string(suspect_sentences[static_cast<std::size_t>(all->kind)]) + names;
+    constexpr std::string_view or_skipped =
+        "; should it have rules, it was one whose probe the kernel skipped, as it does while others are at work";
+    return fmt::format("{}{}{}", suspect_sentences[static_cast<std::size_t>(all->kind)], names,
+                       cause.key.unknown == TSDT_UNKNOWN_NOT_SEEN ? or_skipped : "");
 }
 
 DropSite site(const tsdt_cause& cause, const KernelNames& names) {
@@ -461,6 +464,7 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
 std::optional<Suspects> suspects(const tsdt_cause& cause) {
     constexpr std::pair<tsdt_unknown, Suspects::Kind> listed[] = {
         {TSDT_UNKNOWN_NOT_TRACED, Suspects::Kind::hook_functions},
+        {TSDT_UNKNOWN_NOT_SEEN, Suspects::Kind::hook_functions},
         {TSDT_UNKNOWN_NO_COUNTER, Suspects::Kind::legacy_matches},
         {TSDT_UNKNOWN_EXPRESSION, Suspects::Kind::nft_matches},
     };

@@ -86,6 +86,18 @@ Evidence ask_machine(const Drop& drop, const Evidence* known, const std::set<std
     return evidence;
 }
 
+std::vector<Way> ask_ways(const std::vector<std::pair<std::string, Address>>& ranges) {
+    std::vector<Way> ways;
+    RouteLookup routes;
+    for (const auto& [range, to] : ranges) {
+        RouteQuestion question;
+        question.to = to;
+        if (auto route = routes.route(question))
+            ways.push_back({range, to, std::move(*route)});
+    }
+    return ways;
+}
+
 LiveEvidence::LiveEvidence(Observer on_entry, Ask ask, Now now)
     : on_entry_(std::move(on_entry)), ask_(std::move(ask)), now_(now ? std::move(now) : monotonic_ns) {}
 

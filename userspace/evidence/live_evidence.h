@@ -5,6 +5,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "evidence/evidence.h"
 
@@ -14,6 +17,10 @@ namespace tsdroptrace::evidence {
 // not asked again; `sysctls`: else those that are wanted; `with_socket`: whether to ask for the socket as well. What
 // cannot be had stays empty.
 Evidence ask_machine(const Drop&, const Evidence* known, const std::set<std::string>& sysctls, bool with_socket);
+
+// How a packet to the address of each range leaves this machine, in the network namespace of the calling thread.
+// `ranges`: as text, and one address.
+std::vector<Way> ask_ways(const std::vector<std::pair<std::string, Address>>& ranges);
 
 // Not thread-safe.
 class LiveEvidence : public Source {

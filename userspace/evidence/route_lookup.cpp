@@ -8,6 +8,7 @@
 #include <net/if.h>
 #include <sys/socket.h>
 
+#include <linux/fib_rules.h>
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <spdlog/spdlog.h>
@@ -119,6 +120,82 @@ std::string matched_text(const RouteAnswer& answer, IpFamily family) {
     return answer.to->text() + '/' + std::to_string(answer.prefix);
 }
 
+std::optional<PolicyRule> read_rule(const nlmsghdr& message) {
+    if (message.nlmsg_type != RTM_NEWRULE)
+        return std::nullopt;
+    const auto head = read_message<fib_rule_hdr>(message);
+    if (!head)
+        return std::nullopt;
+    PolicyRule rule;
+    rule.to_bits = head->first.dst_len;
+    rule.from_bits = head->first.src_len;
+    rule.more = head->first.tos != 0 || (head->first.flags & FIB_RULE_INVERT) != 0;
+    rule.table = head->first.table;
+    for_each_attribute(head->second, [&](std::uint16_t type, Bytes value) {
+        switch (type) {
+        case FRA_PRIORITY:
+            rule.priority = read_u32(value).value_or(0);
+            break;
+        case FRA_TABLE:
+            rule.table = read_u32(value).value_or(0);
+            break;
+        case FRA_DST:
+            rule.to = address_of(value);
+            break;
+        case FRA_SRC:
+            rule.from = address_of(value);
+            break;
+        case FRA_FWMARK:
+            rule.mark = read_u32(value).value_or(0);
+            break;
+        case FRA_FWMASK:
+            rule.mask = read_u32(value).value_or(0);
+            break;
+        case FRA_IIFNAME: {
+            const std::string_view name(reinterpret_cast<const char*>(value.data()), value.size());
+            rule.in_dev = name.substr(0, name.find('\0'));
+            break;
+        }
+        case FRA_SUPPRESS_PREFIXLEN: // the kernel sends them with each rule: all bits set is none
+        case FRA_SUPPRESS_IFGROUP:
+            rule.more |= read_u32(value) != ~std::uint32_t{0};
+            break;
+        case FRA_PROTOCOL: // who made it
+        case FRA_FLOW:
+        case FRA_PAD:
+            break;
+        default:
+            rule.more = true;
+        }
+    });
+    if (head->first.action != FR_ACT_TO_TBL)
+        rule.table = 0;
+    return rule;
+}
+
+std::optional<std::uint32_t> rule_to(std::uint32_t table, const RouteQuestion& question,
+                                     std::span<const PolicyRule> rules) {
+    const auto holds = [](const std::optional<Address>& network, unsigned bits, const std::optional<Address>& address) {
+        if (bits == 0)
+            return true;
+        if (!network || !address || network->family != address->family || bits > 8 * size_of(address->family))
+            return false;
+        for (unsigned i = 0; i < bits; ++i)
+            if (((network->bytes[i / 8] ^ address->bytes[i / 8]) >> (7 - i % 8) & 1) != 0)
+                return false;
+        return true;
+    };
+    for (const PolicyRule& rule : rules) {
+        const bool fits = rule.table == table && holds(rule.to, rule.to_bits, question.to) &&
+                          holds(rule.from, rule.from_bits, question.from) &&
+                          ((rule.mark ^ question.mark) & rule.mask) == 0 &&
+                          (rule.in_dev.empty() || rule.in_dev == question.in_dev.value_or("lo"));
+        if (fits)
+            return rule.more ? std::nullopt : std::optional(rule.priority);
+    }
+    return std::nullopt;
+}
+
 std::optional<Link> read_link(const nlmsghdr& message) {
     if (message.nlmsg_type != RTM_NEWLINK)
         return std::nullopt;
@@ -220,7 +297,29 @@ std::optional<Route> RouteLookup::route(const RouteQuestion& question) {
     const auto entry = ask(question, RTM_F_FIB_MATCH);
     if (entry && entry->error == 0 && entry->table == answer->table)
         route.matched = matched_text(*entry, question.to.family);
+    route.rule = rule_to(route.table, question, rules(question.to.family));
     return route;
+}
+
+// In their order; none where they cannot be read whole.
+std::span<const PolicyRule> RouteLookup::rules(IpFamily family) {
+    constexpr std::size_t most = 4096;
+    const auto [known, fresh] = rules_.try_emplace(family);
+    std::vector<PolicyRule>& rules = known->second;
+    if (!fresh)
+        return rules;
+    Request request(RTM_GETRULE, NLM_F_DUMP);
+    request.extra<fib_rule_hdr>().family = family == IpFamily::ipv6 ? AF_INET6 : AF_INET;
+    const bool answered = netlink_.ask(request, [&](Bytes datagram) {
+        for_each_message(datagram, [&](const nlmsghdr& message) {
+            if (auto rule = read_rule(message))
+                rules.push_back(std::move(*rule));
+        });
+        return rules.size() < most;
+    });
+    if (!answered || rules.size() >= most)
+        rules.clear();
+    return rules;
 }
 
 bool RouteLookup::is_local(const Address& address, const std::optional<std::string>& at_dev) {

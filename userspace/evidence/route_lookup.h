@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "evidence/netlink.h"
 #include "model.h"
@@ -45,6 +46,22 @@ std::string route_type(const RouteAnswer&);
 // "100.64.0.7/32", "default".
 std::string matched_text(const RouteAnswer&, IpFamily);
 
+// An ip rule, as far as it is told by what of a packet.
+struct PolicyRule {
+    std::uint32_t priority = 0, table = 0; // table 0: it leads to none
+    std::optional<Address> to, from;
+    std::uint8_t to_bits = 0, from_bits = 0;
+    std::uint32_t mark = 0, mask = 0;
+    std::string in_dev;
+    bool more = false; // it also asks for what is not read here
+};
+
+// nullopt: the message is about something else, or too short to hold one.
+std::optional<PolicyRule> read_rule(const nlmsghdr&);
+
+// Which of the rules, in their order, leads to the table; nullopt where that depends on what is not read.
+std::optional<std::uint32_t> rule_to(std::uint32_t table, const RouteQuestion&, std::span<const PolicyRule>);
+
 // A device, as far as routes depend on it.
 struct Link {
     std::uint32_t index = 0;
@@ -64,9 +81,11 @@ public:
 private:
     std::optional<RouteAnswer> ask(const RouteQuestion&, std::uint32_t flags);
     std::optional<Link> link(const std::string& name);
+    std::span<const PolicyRule> rules(IpFamily);
 
     Netlink netlink_{NETLINK_ROUTE};
     std::map<std::string, std::optional<Link>> links_;
+    std::map<IpFamily, std::vector<PolicyRule>> rules_;
 };
 
 } // namespace tsdroptrace::evidence

@@ -219,9 +219,9 @@ bool is_evidence(Field field) {
 }
 
 bool is_of_one_packet(Field field) {
-    constexpr Field of_one[] = {Field::conntrack,   Field::answer,           Field::direction,
-                                Field::received,    Field::sender,           Field::protocol,
-                                Field::source_port, Field::destination_port, Field::icmp_type};
+    constexpr Field of_one[] = {Field::conntrack, Field::answer,   Field::direction,   Field::received,
+                                Field::sender,    Field::protocol, Field::source_port, Field::destination_port,
+                                Field::icmp_type, Field::mark};
     return std::ranges::find(of_one, field) != std::end(of_one);
 }
 

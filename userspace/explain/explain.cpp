@@ -27,14 +27,18 @@ void add_sentences(std::string& summary, std::span<const Sentence> sentences, co
                 add_sentence(summary, *filled);
 }
 
-// What these tools say and do depends on the network namespace that they run in.
+// What these tools say and do depends on the network namespace that they run in. (Of net.core's sysctls only somaxconn
+// does; the others are not there in another one than the first.)
 bool is_for_a_netns(std::string_view command) {
-    constexpr std::string_view tools[] = {"arptables*", "conntrack", "ebtables*", "ethtool", "ip",
-                                          "ip6tables*", "iptables*", "ipvsadm",   "nft",     "nstat",
-                                          "nsenter",    "ss",        "tc"};
+    constexpr std::string_view tools[] = {"arptables*", "bridge",     "conntrack", "ebtables*", "ethtool",
+                                          "ip",         "ip6tables*", "iptables*", "ipvsadm",   "nft",
+                                          "nstat",      "nsenter",    "ss",        "tc",        "tcpdump"};
+    constexpr std::string_view sysctls[] = {" net.ipv", " net.netfilter.", " net.core.somaxconn"};
+    const auto names = [&](std::string_view what) { return command.find(what) != std::string_view::npos; };
     const std::string_view tool = command.substr(0, command.find(' '));
     return std::ranges::any_of(tools, [&](std::string_view known) { return matches(known, tool); }) ||
-           (tool == "sysctl" && command.find(" net.ipv") != std::string_view::npos);
+           (tool == "sysctl" && std::ranges::any_of(sysctls, names)) || (tool == "cat" && names(" /proc/net/")) ||
+           command.starts_with("bpftool net");
 }
 
 // A command for another network namespace must not run in this one by mistake: without a name it has a
@@ -42,6 +46,10 @@ bool is_for_a_netns(std::string_view command) {
 void move_to_netns(Fix& fix, const Netns& netns) {
     if (netns.initial || !is_for_a_netns(fix.action))
         return;
+    if (netns.inode == 0) {
+        fix.risk += "; in the packet's network namespace, and which one that is is not known";
+        return;
+    }
     const std::string there =
         netns.name ? fmt::format("ip netns exec {} ", shell_word(*netns.name)) : "nsenter -t PID -n ";
     for (std::size_t at = 0; at != std::string::npos; at = fix.action.find("; ", at)) {

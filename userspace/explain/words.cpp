@@ -2,6 +2,7 @@
 #include "explain/words.h"
 
 #include <algorithm>
+#include <cctype>
 #include <fmt/format.h>
 
 #include "explain/match.h"
@@ -13,16 +14,46 @@ namespace {
 
 // ---- what the packet tells ----
 
+// Tailscale takes the whole range for itself: who meets one address of a provider there will meet the others, too.
+bool of_tailscale(const Subject& s) {
+    return s.drop.rule && s.drop.rule->chain.starts_with("ts-") && other_legacy_tool(*s.drop.rule).empty();
+}
+
 // What a rule that accepts the peer should name; empty when it should not be accepted.
 std::string peer_cidr(const Subject& s) {
     const std::string_view accept = s.service != nullptr ? s.service->accept : "";
     if (accept == never_accept && peer_is_source(s.drop))
         return {};
-    return accept.empty() || accept == never_accept ? peer(s.drop).text() : std::string(accept);
+    return accept.empty() || accept == never_accept || !of_tailscale(s) ? peer(s.drop).text() : std::string(accept);
+}
+
+// The one service that a rule which accepts the packet should name: its protocol, and the port of who serves. Empty for
+// Tailscale's rules, which are in the way of all of them.
+struct ServedPort {
+    std::string proto; // empty: whatever it is
+    bool source = false;
+    std::uint16_t number = 0; // 0: it has none
+};
+
+ServedPort served_port(const Subject& s) {
+    constexpr std::uint8_t icmp = 1, tcp = 6, udp = 17, icmpv6 = 58, sctp = 132;
+    constexpr std::uint16_t privileged = 1024;
+    const Packet& packet = s.drop.packet;
+    if (of_tailscale(s) || packet.family == IpFamily::other)
+        return {};
+    if (packet.proto == icmp || packet.proto == icmpv6)
+        return {packet.proto == icmp ? "icmp" : "ipv6-icmp", false, 0};
+    const bool has_ports = packet.proto == tcp || packet.proto == udp || packet.proto == sctp;
+    if (!has_ports || !packet.sport || !packet.dport)
+        return {};
+    const bool answer = packet.ctinfo ? *packet.ctinfo == 3 || *packet.ctinfo == 4
+                                      : *packet.sport < privileged && *packet.dport >= privileged;
+    return {proto_name(packet.proto), answer, answer ? *packet.sport : *packet.dport};
 }
 
 // Only what the event holds: what conntrack says, or else the port, named as what it is.
 std::string evidence(const Subject& s) {
+    constexpr std::uint8_t is_new = 2;
     const Packet& packet = s.drop.packet;
     const auto ct = packet.ctinfo;
     if (ct == 3 && s.drop.site.hook == Hook::input)
@@ -33,9 +64,13 @@ std::string evidence(const Subject& s) {
         return "this machine's answer to a request from " + packet.dst.text() + " (conntrack)";
     if (ct == 3 || ct == 4)
         return "an answer in a connection that conntrack knows";
+    std::string text = ct == is_new && packet.received
+                           ? "the first of a connection that somebody else opens (conntrack: new)"
+                       : ct == is_new ? "the first of a connection (conntrack: new)"
+                                      : "";
     if (packet.received && packet.sport == 53)
-        return "from port 53 (DNS, by its port)";
-    return {};
+        text += std::string(text.empty() ? "" : ", ") + "from port 53 (DNS, by its port)";
+    return text;
 }
 
 std::string with_port(const Address& address, std::optional<std::uint16_t> port) {
@@ -52,7 +87,14 @@ std::string dns_server(const Subject& s) {
 
 // ---- commands that edit or show the rule, with the rule's own tool ----
 
-std::string base_chain(const Rule& rule) {
+// iptables has one base chain in a table for each hook, so it is known also where the way to the rule is not.
+std::string base_chain(const Drop& drop) {
+    const Rule& rule = *drop.rule;
+    if (rule.backend != Backend::nftables && drop.site.hook) {
+        std::string name(to_string(*drop.site.hook));
+        std::ranges::transform(name, name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+        return name;
+    }
     return rule.path.empty() ? rule.chain : rule.path.front().chain;
 }
 
@@ -78,7 +120,13 @@ std::string iptables_match(const Subject& s) {
         match += " -i " + shell_word(*packet.in_dev);
     if ((leaves_this_machine(s.drop) || s.drop.site.hook == Hook::forward) && packet.out_dev)
         match += " -o " + shell_word(*packet.out_dev);
-    return match + (peer_is_source(s.drop) ? " -s " : " -d ") + cidr;
+    match += (peer_is_source(s.drop) ? " -s " : " -d ") + cidr;
+    const ServedPort served = served_port(s);
+    if (!served.proto.empty())
+        match += " -p " + served.proto;
+    if (served.number != 0)
+        match += fmt::format(" --{} {}", served.source ? "sport" : "dport", served.number);
+    return match;
 }
 
 // Inserts an accept at the top of the base chain, as narrow as the event allows. Only there: an accept in
@@ -101,13 +149,19 @@ std::string accept_command(const Subject& s) {
             return plain ? '"' + name + '"' : shell_word('"' + name + '"');
         };
         command += fmt::format("nft insert rule {} {} {}", to_string(rule.family), shell_word(rule.table),
-                               shell_word(base_chain(rule)));
+                               shell_word(base_chain(s.drop)));
         if (entering && packet.in_dev && rule.family != RuleFamily::netdev)
             command += " iifname " + device(*packet.in_dev);
         if (leaving && packet.out_dev && rule.family != RuleFamily::netdev)
             command += " oifname " + device(*packet.out_dev);
         const std::string_view ip = packet.family == IpFamily::ipv6 ? "ip6" : "ip";
-        return command + fmt::format(" {} {} {} accept", ip, source ? "saddr" : "daddr", cidr);
+        command += fmt::format(" {} {} {}", ip, source ? "saddr" : "daddr", cidr);
+        const ServedPort served = served_port(s);
+        if (served.number != 0)
+            command += fmt::format(" {} {} {}", served.proto, served.source ? "sport" : "dport", served.number);
+        else if (!served.proto.empty())
+            command += " meta l4proto " + served.proto;
+        return command + " accept";
     }
     const std::string tool = iptables_tool(s);
     if (tool.empty())
@@ -115,7 +169,7 @@ std::string accept_command(const Subject& s) {
     command += tool;
     if (rule.table != "filter")
         command += " -t " + shell_word(rule.table);
-    return command + fmt::format(" -I {} 1{} -j ACCEPT", shell_word(base_chain(rule)), iptables_match(s));
+    return command + fmt::format(" -I {} 1{} -j ACCEPT", shell_word(base_chain(s.drop)), iptables_match(s));
 }
 
 // What the accept lets pass.
@@ -126,7 +180,12 @@ std::string allowed(const Subject& s) {
     const std::string_view verb = leaves_this_machine(s.drop)         ? "lets out"
                                   : s.drop.site.hook == Hook::forward ? "lets through"
                                                                       : "lets in";
-    return fmt::format("{} whatever {} {} this way", verb, peer_is_source(s.drop) ? cidr : "is sent",
+    const ServedPort served = served_port(s);
+    std::string what = served.proto.empty() ? "whatever" : served.proto;
+    if (served.number != 0)
+        what += fmt::format(" {} port {}", served.source ? "from" : "to", served.number);
+    what += served.proto.empty() ? "" : " that";
+    return fmt::format("{} {} {} {} this way", verb, what, peer_is_source(s.drop) ? cidr : "is sent",
                        peer_is_source(s.drop) ? "sends" : "to " + cidr);
 }
 
@@ -164,9 +223,9 @@ std::string route(const Subject& s) {
         text += " via " + route.gateway->text();
     if (route.table == 0) // not told
         return text;
-    if (route.table == table_main)
-        return text + " (table main)";
-    return text + fmt::format(" (table {}{})", route.table, route.table == table_of_tailscale ? ", Tailscale's" : "");
+    const std::string rule = rule_words(route);
+    return text + fmt::format(" (table {}{}{}{})", route.table == table_main ? "main" : std::to_string(route.table),
+                              route.table == table_of_tailscale ? ", Tailscale's" : "", rule.empty() ? "" : ", ", rule);
 }
 
 std::string trimmed(std::string text) {
@@ -191,6 +250,7 @@ const Placeholder placeholders[] = {
     {"proto", [](const Subject& s) { return proto_name(s.drop.packet.proto); }},
     {"ethertype", [](const Subject& s) { return fmt::format("0x{:04x}", s.drop.packet.ethertype); }},
     {"length", [](const Subject& s) { return std::to_string(s.drop.packet.length); }},
+    {"mark", [](const Subject& s) { return fmt::format("{:#x}", s.drop.packet.mark); }},
     {"in_dev", [](const Subject& s) { return or_empty(s.drop.packet.in_dev); }},
     {"out_dev", [](const Subject& s) { return or_empty(s.drop.packet.out_dev); }},
     {"sysctl_dev", [](const Subject& s) { return sysctl_device(or_empty(s.drop.packet.in_dev)); }},
@@ -301,7 +361,7 @@ std::string shadow_warning(std::string_view command, const Drop& drop) {
                            rule.table);
     const bool on_the_way =
         std::ranges::any_of(rule.path, [&](const PathStep& step) { return step.chain == accept->chain; }) ||
-        rule.chain == accept->chain;
+        rule.chain == accept->chain || base_chain(drop) == accept->chain;
     // A policy comes after all rules of its chain.
     const bool policy = drop.site.kind == DropKind::policy;
     if (on_the_way && accept->appended && !policy)

@@ -142,7 +142,8 @@ json to_json(const Route& route) {
             {"dev", or_null(route.dev)},
             {"gateway", route.gateway ? json(route.gateway->text()) : json(nullptr)},
             {"table", route.table != 0 ? json(route.table) : json(nullptr)},
-            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)}};
+            {"matched", route.matched.empty() ? json(nullptr) : json(route.matched)},
+            {"rule", or_null(route.rule)}};
 }
 
 json to_json(const Evidence* evidence) {
@@ -267,6 +268,15 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["drop"] = to_json(drop.site);
     line["rule"] = to_json(drop.rule.get(), drop.owner);
     line["process"] = drop.process ? to_json(*drop.process) : json(nullptr);
+    line["rule_written"] = nullptr;
+    if (const RulesetChange* written = drop.written.get()) {
+        json changers = json::array();
+        for (const Changer& changer : written->changers)
+            changers.push_back(to_json(changer));
+        line["rule_written"] = {{"time", rfc3339_utc(written->time_ns)},
+                                {"by", written->by() ? to_json(written->by()->process) : json(nullptr)},
+                                {"changers", std::move(changers)}};
+    }
     line["evidence"] = to_json(drop.evidence.get());
     line["explanation"] = to_json(drop.explanation.get());
     return finish(line);
@@ -346,6 +356,9 @@ std::string json_line(const Summary& summary, const std::string& host) {
     line["seen"] = nullptr;
     if (const auto& seen = summary.seen)
         line["seen"] = {{"sent", to_json(seen->sent)}, {"received", to_json(seen->received)}};
+    line["ways"] = json::array();
+    for (const Way& way : summary.ways)
+        line["ways"].push_back({{"range", way.range}, {"to", way.to.text()}, {"route", to_json(way.route)}});
     line["lost"] = to_json(summary.lost);
     line["hidden"] = to_json(summary.hidden);
     return finish(line);

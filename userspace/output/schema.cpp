@@ -219,6 +219,19 @@ std::string schema() {
         }
       ]
     },
+    "changers": {
+      "type": "array",
+      "items": {
+        "type": "object",
+        "required": ["pid", "comm", "parent", "changes"],
+        "properties": {
+          "pid": { "$ref": "#/$defs/u32" },
+          "comm": { "type": "string" },
+          "parent": { "description": "the process that started it", "$ref": "#/$defs/process_or_null" },
+          "changes": { "$ref": "#/$defs/count" }
+        }
+      }
+    },
     "route_or_null": {
       "description": "how a packet to the far end leaves this machine, as the kernel said shortly after the drop",
       "oneOf": [
@@ -237,7 +250,8 @@ std::string schema() {
             "dev": { "$ref": "#/$defs/text_or_null" },
             "gateway": { "description": "an IP address; null: on the link itself", "$ref": "#/$defs/text_or_null" },
             "table": { "description": "the routing table: 254 is main, 255 local", "$ref": "#/$defs/u32_or_null" },
-            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" }
+            "matched": { "description": "the entry of that table: a CIDR, or default", "$ref": "#/$defs/text_or_null" },
+            "rule": { "description": "priority of the ip rule that leads to that table", "$ref": "#/$defs/u32_or_null" }
           }
         }
       ]
@@ -400,6 +414,21 @@ std::string schema() {
         "drop": { "$ref": "#/$defs/site" },
         "rule": { "$ref": "#/$defs/rule_or_null" },
         "process": { "$ref": "#/$defs/process_or_null" },
+        "rule_written": {
+          "description": "the change that brought the rule, where it was seen; null: it was not, or there is no rule",
+          "oneOf": [
+            { "type": "null" },
+            {
+              "type": "object",
+              "required": ["time", "by", "changers"],
+              "properties": {
+                "time": { "description": "of the last change of a burst", "$ref": "#/$defs/time" },
+                "by": { "description": "null: one of several, see changers", "$ref": "#/$defs/process_or_null" },
+                "changers": { "$ref": "#/$defs/changers" }
+              }
+            }
+          ]
+        },
         "evidence": { "$ref": "#/$defs/evidence_or_null" },
         "explanation": { "$ref": "#/$defs/explanation_or_null" }
       }
@@ -443,17 +472,7 @@ std::string schema() {
         "by": { "description": "null: several may have changed it, see changers", "$ref": "#/$defs/process_or_null" },
         "changers": {
           "description": "who changed it since the line before, at most 8",
-          "type": "array",
-          "items": {
-            "type": "object",
-            "required": ["pid", "comm", "parent", "changes"],
-            "properties": {
-              "pid": { "$ref": "#/$defs/u32" },
-              "comm": { "type": "string" },
-              "parent": { "description": "the process that started it", "$ref": "#/$defs/process_or_null" },
-              "changes": { "$ref": "#/$defs/count" }
-            }
-          }
+          "$ref": "#/$defs/changers"
         },
         "other_changes": {
           "description": "changes by others, or by whom is not known; they may have been of another ruleset",
@@ -591,6 +610,19 @@ std::string schema() {
               }
             }
           ]
+        },
+        "ways": {
+          "description": "of the last summary, where nothing left for the filter's ranges, or left by a tunnel of a program: the route to one address of each (4 at most)",
+          "type": "array",
+          "items": {
+            "type": "object",
+            "required": ["range", "to", "route"],
+            "properties": {
+              "range": { "type": "string" },
+              "to": { "type": "string" },
+              "route": { "$ref": "#/$defs/route_or_null" }
+            }
+          }
         },
         "lost": { "$ref": "#/$defs/counts" },
         "hidden": { "$ref": "#/$defs/counts" }

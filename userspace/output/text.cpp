@@ -224,18 +224,22 @@ std::string rule_line(const Drop& drop) {
                             : "not known: its text could not be read";
 }
 
-std::string owner_line(const Owner& owner) {
-    std::string out = fmt::format("{}, going by {}", printable(owner.name), printable(owner.evidence));
-    if (!owner.configured_by.empty())
-        out += "; configured by: " + printable(owner.configured_by);
-    return out;
-}
-
 std::string routing_table(std::uint32_t number) {
     constexpr std::array<std::pair<std::uint32_t, std::string_view>, 3> names{
         {{253, "default"}, {254, "main"}, {255, "local"}}};
     const auto named = std::ranges::find(names, number, &std::pair<std::uint32_t, std::string_view>::first);
     return named != names.end() ? std::string(named->second) : std::to_string(number);
+}
+
+// " via 10.0.0.1 (table main)"
+std::string way_of(const Route& route) {
+    std::string out;
+    if (route.gateway)
+        out += " via " + route.gateway->text();
+    if (route.table != 0)
+        out += fmt::format(" (table {}{}{})", routing_table(route.table), rule_words(route).empty() ? "" : ", ",
+                           rule_words(route));
+    return out;
 }
 
 // "to 100.100.2.136: by eth0 via 10.0.0.1 (table main)"; empty where nothing is known, or the explanation tells it.
@@ -249,12 +253,8 @@ std::string route_line(const Drop& drop) {
     const std::string to = fmt::format("to {}: ", far);
     if (route.type == "none")
         return to + "none, or an ip rule that says unreachable";
-    std::string out = route.type == "unicast" && route.dev ? "by " + printable(*route.dev) : printable(route.type);
-    if (route.gateway)
-        out += " via " + route.gateway->text();
-    if (route.table != 0)
-        out += fmt::format(" (table {})", routing_table(route.table));
-    return to + out;
+    const bool leads = route.type == "unicast" && route.dev;
+    return to + (leads ? "by " + printable(*route.dev) : printable(route.type)) + way_of(route);
 }
 
 std::string process_name(const Process& process) {
@@ -281,6 +281,21 @@ std::string changers_text(const RulesetChange& change) {
                             return c.parent && c.parent->pid == parent->pid;
                         });
     return of_one && change.other_changes == 0 ? out + " of " + process_name(*parent) : out;
+}
+
+// Whose the rule is by its name, and who was seen writing it; empty where neither is known.
+std::string owner_line(const Drop& drop) {
+    std::string out;
+    if (const Owner* owner = drop.owner ? &*drop.owner : nullptr)
+        out = fmt::format("{}, going by {}{}", printable(owner->name), printable(owner->evidence),
+                          is_inferred(drop) ? " (of the inferred rule)" : "");
+    if (const RulesetChange* written = drop.written.get())
+        out += fmt::format("{}written at {} by {}{}", out.empty() ? "not known by a name; " : "; ",
+                           clock_local(written->time_ns), written->changers.size() > 1 ? "one of " : "",
+                           changers_text(*written));
+    if (drop.owner && !drop.owner->configured_by.empty())
+        out += "; configured by: " + printable(drop.owner->configured_by);
+    return out;
 }
 
 struct ChangeLine {
@@ -352,8 +367,7 @@ void entry(Page& page, const Drop& drop) {
     page.field("rule", rule_line(drop));
     if (drop.site.queue && drop.rule)
         page.field("queue", printable(drop.site.queue->text()));
-    if (drop.owner)
-        page.field("owner", owner_line(*drop.owner) + (is_inferred(drop) ? " (of the inferred rule)" : ""));
+    page.field("owner", owner_line(drop));
     page.field("route", route_line(drop));
     if (!drop.netns.initial)
         page.field("netns", netns_name(drop.netns));
@@ -492,6 +506,53 @@ std::optional<std::uint64_t> dropped_on_the_way_in(const Summary& summary) {
     return packets;
 }
 
+bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device) {
+    return device.second > 0 && may_be_tunnel(device.first);
+}
+
+// What left by a tunnel of a program has not left the machine yet: that program may drop it, which the kernel does not
+// see. Tailscale takes there whatever its routes cover, also what was meant for somebody else.
+std::string tunnel_words(const Summary& summary) {
+    std::string out;
+    for (const auto& device : summary.seen->sent.by_dev) {
+        if (!left_by_tunnel(device))
+            continue;
+        const std::string name = printable(device.first);
+        if (!is_of_tailscale(device.first)) {
+            out += fmt::format(". What left by {} went to the program behind it, on this machine, which may have "
+                               "dropped it",
+                               name);
+            continue;
+        }
+        out += fmt::format(". What left by {} went to tailscaled, on this machine, which may have dropped it, or its "
+                           "answers: tailscale metrics print (tailscaled_inbound_dropped_packets_total)",
+                           name);
+        for (const Way& way : summary.ways) {
+            if (way.route.dev != device.first || !may_be_of_others(way))
+                continue;
+            out += fmt::format(". Table {} has {} for it: a route that Tailscale accepted. If {} is a network of your "
+                               "own or of your provider: ip rule add to {} lookup main pref 5200 (then nothing of it "
+                               "is reached by the tailnet, and it is gone after a reboot), or tailscale set "
+                               "--accept-routes=false (no route of a peer is used)",
+                               way.route.table, way.route.matched, way.range, way.range);
+        }
+    }
+    return out;
+}
+
+// The routes to ranges for which nothing left.
+std::string ways_words(const Summary& summary) {
+    std::string out;
+    for (const Way& way : summary.ways) {
+        const bool leads = way.route.type == "unicast" && way.route.dev;
+        out += fmt::format("; the route to {} {}", way.to.text(),
+                           leads                      ? "goes through " + printable(*way.route.dev) + way_of(way.route)
+                           : way.route.type == "none" ? "is none, or an ip rule says unreachable"
+                                                      : "is of type " + printable(way.route.type));
+    }
+    return out;
+}
+
 // Where the packets got to: what left, what came in, and what became of that.
 std::string seen_sentence(const Summary& summary) {
     const SeenWay &sent = summary.seen->sent, &received = summary.seen->received;
@@ -509,12 +570,12 @@ std::string seen_sentence(const Summary& summary) {
             out += fmt::format(", and {} of them {} dropped here", *dropped, *dropped == 1 ? "was" : "were");
     } else if (sent.packets) {
         out += "; none from there ever reached this machine";
-        if (summary.causes.empty())
+        if (summary.causes.empty() && std::ranges::none_of(sent.by_dev, left_by_tunnel))
             out += ": the loss is not here";
     } else {
         out += ", and none from there arrived";
     }
-    return out;
+    return out + tunnel_words(summary) + (sent.packets ? "" : ways_words(summary));
 }
 
 // What changed on the packets' way, and what makes it the one that stopped the drops.
@@ -586,8 +647,6 @@ Status TextOutput::start(const Start& start) {
     for (const auto& [backend, capability] : backends)
         if (capability->exactness == Exactness::exact)
             exact.append(exact.empty() ? "" : ", ").append(to_string(backend));
-    const bool limited =
-        std::ranges::any_of(backends, [](const auto& backend) { return backend.second->reason == limits_of_kprobes; });
     Page page(options_);
     page.paragraph("",
                    fmt::format("tracing {}, on {}; exact: {}", printable(start.filter), printable(start.kernel),
@@ -599,8 +658,9 @@ Status TextOutput::start(const Start& start) {
                            fmt::format("{}: {}: {}", to_string(backend), to_string(capability->exactness),
                                        printable(capability->reason)),
                            2);
-    if (limited)
-        page.paragraph("", std::string(limits_of_kprobes), 2);
+    for (const std::string_view limits : {limits_on_5_10, limits_of_kprobes})
+        if (std::ranges::any_of(backends, [&](const auto& backend) { return backend.second->reason == limits; }))
+            page.paragraph("", std::string(limits), 2);
     page.blank();
     return print(page.take());
 }

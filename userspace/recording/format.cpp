@@ -214,6 +214,14 @@ void describe(auto& archive, T& route) {
     archive("gateway", route.gateway);
     archive("table", route.table);
     archive("matched", route.matched);
+    archive("rule", route.rule);
+}
+
+template <Is<Way> T>
+void describe(auto& archive, T& way) {
+    archive("range", way.range);
+    archive("to", way.to);
+    archive("route", way.route);
 }
 
 template <Is<Evidence> T>
@@ -565,6 +573,10 @@ std::string to_json(const Stopped& stopped) {
     return save(stopped);
 }
 
+std::string to_json(const Way& way) {
+    return save(way);
+}
+
 std::string to_json(const evidence::Entry& entry) {
     return save(entry);
 }
@@ -587,6 +599,10 @@ Result<Stopped> stopped_from_json(std::string_view text) {
         return Error{ErrorKind::other, "the change that ended drops has more rules or processes than there may be"};
     }
     return stopped;
+}
+
+Result<Way> way_from_json(std::string_view text) {
+    return load<Way>(text, "way to a range");
 }
 
 Result<NetnsName> netns_from_json(std::string_view text) {

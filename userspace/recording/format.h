@@ -25,7 +25,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 6;
+constexpr std::uint32_t format_version = 7;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -55,6 +55,7 @@ enum class FrameType : std::uint32_t {
     // look
     evidence = 12,
     stopped = 13, // JSON of Stopped
+    way = 14,     // JSON of Way, at the end
 };
 
 struct FrameHeader {
@@ -102,6 +103,7 @@ std::string to_json(const evidence::Entry&);
 // Without what the pipeline fills in: name of the namespace, owners. (Which chains differ is for Stopped alone.)
 std::string to_json(const RulesetChange&);
 std::string to_json(const Stopped&); // also without its packet
+std::string to_json(const Way&);
 
 // The opposite. `text` may be anything: fails, with one sentence, when it is not such JSON. Memory is bounded by
 // some twenty times the length of `text`.
@@ -111,6 +113,7 @@ Result<resolve_rule::Look> look_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
 Result<Stopped> stopped_from_json(std::string_view text);
+Result<Way> way_from_json(std::string_view text);
 Result<evidence::Entry> evidence_from_json(std::string_view text);
 
 } // namespace tsdroptrace::recording

@@ -84,6 +84,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::look, 2, max_snapshot},
     {FrameType::evidence, 2, max_evidence},
     {FrameType::stopped, 2, max_meta},
+    {FrameType::way, 2, max_evidence},
 };
 
 std::optional<std::string> frame_problem(const FrameHeader& frame) {
@@ -198,6 +199,8 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
     case FrameType::stopped:
         return deliver(stopped_from_json(text(payload)),
                        [&](Stopped stopped) { visitor_.stopped(std::move(stopped)); });
+    case FrameType::way:
+        return deliver(way_from_json(text(payload)), [&](Way way) { visitor_.way(std::move(way)); });
     case FrameType::evidence:
         return deliver(evidence_from_json(text(payload)),
                        [&](evidence::Entry entry) { visitor_.evidence(std::move(entry)); });

@@ -21,6 +21,7 @@ public:
     virtual void netns(const NetnsName&) = 0;
     virtual void ruleset(RulesetChange) = 0;
     virtual void stopped(Stopped) = 0; // has a rule
+    virtual void way(Way) = 0;
     virtual void evidence(evidence::Entry) = 0;
     virtual void cause(const tsdt_cause&) = 0; // again with higher counts: the last one of a key counts
     virtual void drop(const tsdt_drop&) = 0;

@@ -144,6 +144,10 @@ Status Writer::stopped(const Stopped& stopped) {
     return append_json(FrameType::stopped, to_json(stopped), max_meta, "the end of drops");
 }
 
+Status Writer::way(const Way& way) {
+    return append_json(FrameType::way, to_json(way), max_evidence, "the way to a range");
+}
+
 Status Writer::evidence(const evidence::Entry& entry) {
     return append_json(FrameType::evidence, to_json(entry), max_evidence, "the evidence of a drop");
 }

@@ -34,6 +34,7 @@ public:
     Status netns(const NetnsName&);
     Status ruleset(const RulesetChange&);
     Status stopped(const Stopped&);
+    Status way(const Way&);
     Status evidence(const evidence::Entry&);
     Status cause(const tsdt_cause&);
     Status drop(const tsdt_drop&);

@@ -23,8 +23,8 @@ def check(group, guest, validator):
     check_terminal(group, run)
     waiting = dict(line.split() for line in guest.text("evidence/waiting").splitlines())
 
-    def of(port, what):
-        drops = run.drops_to_port(port)
+    def of(port, what, family=None):
+        drops = run.drops_to_port(port, family)
         return drops[0]["evidence"] if group.true(drops, f"{what}: a drop line") else None
 
     nothing = {"type": None, "dev": None, "gateway": None, "table": None, "matched": None}
@@ -47,7 +47,11 @@ def check(group, guest, validator):
             group.equal(not_forwarded[0]["explanation"]["id"], "kernel-forwarding-off", "why it is not forwarded")
             group.equal([fix["do"] for fix in not_forwarded[0]["explanation"]["fixes"]],
                         ["sysctl -w net.ipv4.ip_forward=1"], "what helps, with forwarding off everywhere")
-    group.fields(of(7901, "a peer of the tailnet"), {
+    group.fields(of(7901, "a peer of the tailnet, IPv6", "ipv6"), {
+        "route": {**route_told(guest, "peer6"), "matched": "fd7a:115c:a1e0::104/128"},
+        "tailnet_peer": True, "socket": None}, "a peer of the tailnet, IPv6")
+    group.equal(route_told(guest, "peer6")["table"], 52, "its route is in table 52, too")
+    group.fields(of(7901, "a peer of the tailnet", "ipv4"), {
         "route": {**route_told(guest, "peer"), "matched": "100.101.102.104/32"},
         "tailnet_peer": True, "socket": None}, "a peer of the tailnet")
     group.equal(route_told(guest, "peer")["table"], 52, "the peer's route is in table 52")
@@ -57,6 +61,10 @@ def check(group, guest, validator):
         "route": {**route_told(guest, "forward"), "matched": "default"}, "tailnet_peer": False, "socket": None},
         "a forwarded packet")
     group.equal(route_told(guest, "forward")["table"], 77, "the client's packets have a table of their own")
+    # Which ip rule led there; that of a VRF names no table.
+    for port, family, rule in ((41873, "ipv4", 32766), (41874, "ipv6", 32766), (7901, "ipv4", 5270), (7901, "ipv6", 5270),
+                               (7921, "ipv4", 5255), (7922, "ipv4", None)):
+        group.equal(of(port, "a rule", family)["route"]["rule"], rule, f"{family} port {port}: the ip rule")
     group.fields(of(7922, "a VRF"), {"route": {**route_told(guest, "vrf"), "matched": "default"}}, "a VRF")
     group.equal(route_told(guest, "vrf")["table"], 88, "so have those of the VRF")
     group.fields(of(7912, "a rule"), {
@@ -66,7 +74,7 @@ def check(group, guest, validator):
 
     told = " ".join(run.out.split())
     for line in ("The route to 100.100.2.136 leaves by eth0 via 10.0.0.1 (table main).",
-                 "The route to 100.101.102.104 leaves by tailscale0 (table 52, Tailscale's)."):
+                 "The route to 100.101.102.104 leaves by tailscale0 (table 52, Tailscale's, rule 5270)."):
         group.true(line in told, f"the terminal says {line!r}", run.out)
     for when in ("before", "after"):
         group.equal(re.findall(r"^\w+_diag\b", guest.text(f"evidence/modules.{when}"), re.M), [],

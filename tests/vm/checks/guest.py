@@ -62,6 +62,8 @@ class Guest:
         self.kernel = self.text("kernel").strip()
         # Linux 5.10, where tsdroptrace uses kprobes: no reasons, no functions at hooks, no queues.
         self.old = self.kernel.startswith("5.10.")
+        # A kernel that lets no fentry be attached: there it is kprobes, too.
+        self.without_fentry = "forbid=fentry" in self.text("cmdline")
         self.host = self.text("host").strip()
         self.netns = int(re.search(r"\d+", self.text("netns")).group())
         # The kernel's own list of drop reasons: { 12, "NETFILTER_DROP" }
@@ -73,9 +75,9 @@ class Guest:
             self.scenarios[name] = (int(status), float(end) - float(begin))
 
     def may_be_unseen(self, drop):
-        """5.10 runs no kprobe while another is at work on that CPU. What a softirq drops just then has been seen by none of
-        the programs but that on kfree_skb, which says so of each packet. (Neither the hook is known then.)"""
-        return self.old and drop["rule"] is None and "probe the kernel skipped" in (drop["drop"]["unknown"] or "")
+        """A kernel runs no kprobe while another is at work on that CPU. What a softirq drops just then has been seen by none
+        of the programs but that on kfree_skb, which says so of each packet. (Neither is 5.10's hook known then.)"""
+        return (self.old or self.without_fentry) and drop["rule"] is None and "probe the kernel skipped" in (drop["drop"]["unknown"] or "")
 
     def may_be_suspects(self, drop):
         """5.10 frees all packets in one place: until the matches of iptables-nft are traced, which takes a second or two, a

@@ -141,8 +141,12 @@ def expect_untold(group, drops, function, says, what):
     for drop in drops:
         group.fields(drop, {"rule": None, "process": None, "drop": {
             "kind": "hook", "reason": "NOT_SPECIFIED", "hook": None, "hook_function": None, "queue": None,
-            "location": lambda text: re.match(function + r"\+0x", text), "unknown": lambda text: says in (text or "")}},
-            what)
+            "location": lambda text: re.match(function + r"\+0x", text), "unknown": lambda text: says in (text or "")},
+            "explanation": {"id": "hook-without-rule"}}, what)
+
+
+EXPLAINED = {"nf_confirm": "conntrack-confirm", "ipv4_confirm": "conntrack-confirm", "ipv4_conntrack_in": "conntrack-in",
+             "ipv6_conntrack_in": "conntrack-in", "ip_vs_in_hook": "ipvs", "nf_hook_run_bpf": "bpf-netfilter"}
 
 
 def hook_functions_untold(group, guest, run, counters):
@@ -194,7 +198,9 @@ def hook_functions(group, guest, validator):
             group.equal(drop["drop"]["hook_function"], None, f"{what}: the function at first")
             group.true(name in drop["drop"]["unknown"], f"{what}: {name} is among those that may have dropped it",
                        drop["drop"]["unknown"])
+            group.equal(drop["explanation"]["id"], "hook-without-rule", f"{what}: the explanation at first")
         for drop in late:
+            group.equal(drop["explanation"]["id"], EXPLAINED[name], f"{what}: the explanation")
             function = drop["drop"]["hook_function"]
             group.fields(function, {"name": name, "module": module}, f"{what}: hook_function")
             group.equal(drop["drop"]["unknown"], None, f"{what}: unknown")
@@ -293,6 +299,8 @@ def queues(group, guest, validator):
             group.equal([[step["chain"], step["number"]] for step in named["path"]], path, f"{what}: path")
             group.equal(drop["packet"]["in_dev"], "eth0", f"{what}: in_dev")
             group.equal(drop["process"], None, f"{what}: nobody here sent it")
+            group.fields(drop["explanation"], {"id": f"queue-{fate}", "summary": lambda text, n=number: f"queue {n}" in text,
+                                               "fixes": lambda fixes: len(fixes) == 2}, f"{what}: explanation")
     counted = {port: sum(c["packets"] for c in run.final["causes"] if any(f["dport"] == port for f in c["flows"]))
                for port in range(7771, 7779)}
     group.equal(counted[7771], legacy.rule("ip", "filter", "queued", 2).packets +
@@ -312,6 +320,8 @@ def queues(group, guest, validator):
                                                   "process": {"pid": listeners[number], "comm": "vm_helper"}}},
                          f"port {port}")
             group.equal((drop["rule"], drop["process"]), (None, None), f"port {port}: rule and sender")
+            group.fields(drop["explanation"], {"id": "queue-verdict", "summary": lambda text, pid=listeners[number]:
+                                               f"vm_helper (pid {pid})" in text}, f"port {port}: explanation")
     # One packet still waited when its program ended.
     closed = [d for d in run.drops_to_port(7773) if d["drop"]["queue"] and d["drop"]["queue"]["fate"] == "closed"]
     group.equal(len(closed), 1, "packets whose program went away")
@@ -394,7 +404,7 @@ def legacy_ways(group, guest, validator):
             for drop in drops:
                 named = drop["rule"]
                 if port in beyond:
-                    group.equal(named, None, f"{what}: rule")
+                    group.equal((named, drop["explanation"]["id"]), (None, "hook-without-rule"), f"{what}: rule")
                     group.true("more dropping rules than are watched" in (drop["drop"]["unknown"] or ""),
                                f"{what}: says why", drop["drop"])
                     continue
@@ -500,7 +510,9 @@ def matches(group, guest, validator, backend):
         rule = ruleset.rule(family, "filter", *path[-1])
         for drop in drops:
             group.fields(drop, {"drop": {"kind": "rule", "hook": "input", "unknown": None},
-                                "explanation": {"summary": lambda text: "match of this rule" in text}}, what)
+                                "explanation": {"summary": lambda text: "match of this rule" in text,
+                                                "id": "match-no-room" if "-m hashlimit" in rule.text else "match-dropped"}},
+                         what)
             group.fields(drop["rule"] or {}, {
                 "backend": "iptables-legacy" if legacy else "iptables-nft", "family": family, "table": "filter",
                 "chain": path[-1][0], "number": path[-1][1], "handle": rule.handle, "text": rule.text,
@@ -531,7 +543,7 @@ def matches(group, guest, validator, backend):
     def expect_policy(drops, count, what):
         group.equal(len(drops), count, f"{what}: drop lines")
         for drop in drops:
-            group.fields(drop, {"drop": {"kind": "policy", "unknown": None}}, what)
+            group.fields(drop, {"drop": {"kind": "policy", "unknown": None}, "explanation": {"id": "policy"}}, what)
             group.fields(drop["rule"] or {}, {"table": "filter", "chain": "INPUT", "confidence": "exact"}, what)
 
     by_policy = run.drops_to_port(7794)
@@ -604,7 +616,9 @@ def legacy_arp(group, guest, validator):
         for drop in drops:
             what = f"request for {asked}"
             group.fields(drop, {"drop": {"kind": "rule" if number else "policy", "hook": hook, "unknown": None,
-                                         "hook_function": None}, "packet": {"src": asks}}, what)
+                                         "hook_function": None}, "packet": {"src": asks}, "explanation": {
+                "id": "unowned-rule" if number else "policy", "fixes": lambda fixes, c=chain: [f["do"] for f in fixes] ==
+                [f"arptables-legacy -t filter -L {c} -n -v --line-numbers"]}}, what)
             group.fields(drop["rule"] or {}, {
                 "backend": "iptables-legacy", "family": "arp", "table": "filter", "chain": chain, "number": number,
                 "handle": None, "text": text, "verdict": "drop", "confidence": "exact", "stale": False}, what)
@@ -669,7 +683,9 @@ def legacy_bridge(group, guest, validator):
         group.equal(len(drops), 4, f"{what}: drop lines")
         for drop in drops:
             group.fields(drop, {"process": lambda process, own=hook == "output": bool(process) == own, "drop": {
-                "kind": "rule" if number else "policy", "hook": hook, "unknown": None, "hook_function": None}}, what)
+                "kind": "rule" if number else "policy", "hook": hook, "unknown": None, "hook_function": None},
+                "explanation": {"id": "unowned-rule" if number else "policy", "fixes": lambda fixes, t=table, c=chain: [
+                    f["do"] for f in fixes] == [f"ebtables-legacy -t {t} -L {c} --Ln --Lc"]}}, what)
             group.fields(drop["rule"] or {}, {
                 "backend": "iptables-legacy", "family": "bridge", "table": table, "chain": chain, "number": number,
                 "handle": None, "text": rule and rule.text, "verdict": "drop", "confidence": "exact", "stale": False},

@@ -77,9 +77,9 @@ EXPECTED = {
     ]),
     "docker": ("iptables-nft", [
         (7361, "docker-forward-policy", ("filter", "FORWARD", "policy"),
-         "iptables -I DOCKER-USER 1 -i eth0 -o eth1 -d 10.1.0.2 -j ACCEPT"),
+         "iptables -I DOCKER-USER 1 -i eth0 -o eth1 -d 10.1.0.2 -p udp --dport 7361 -j ACCEPT"),
         (7362, "docker-forward-policy", ("filter", "FORWARD", "policy"),
-         "iptables -I DOCKER-USER 1 -i eth0 -o docker0 -d 172.17.0.2 -j ACCEPT"),
+         "iptables -I DOCKER-USER 1 -i eth0 -o docker0 -d 172.17.0.2 -p udp --dport 7362 -j ACCEPT"),
         (7363, "docker-isolation", ("filter", "DOCKER-ISOLATION-STAGE-2",
                                     re.compile(r"-A DOCKER-ISOLATION-STAGE-2 -o br-[0-9a-f]{12} -j DROP")),
          "docker network connect NETWORK CONTAINER"),

@@ -40,4 +40,16 @@ for netns in '' '-netns provider'; do
     ip $netns link set eth0.7 up
 done
 asks vlan 10.7.0.1/icmp
+# A router on the way that knows no way on; a neighbour that is not there; a peer of the tailnet, behind tailscaled, which
+# nobody here plays; and an address of somebody else's that a route which Tailscale has accepted covers.
+ip netns exec provider sysctl -qw net.ipv4.ip_forward=1
+ip -netns provider route add unreachable 192.0.2.0/24
+asks router 192.0.2.9:4000/udp
+asks dead 10.0.0.99/icmp
+asks tunnel 100.101.102.104:4000/udp
+ip route add 100.103.0.0/16 dev tailscale0 table 52
+asks covered 100.103.7.180:4000/udp
+trace unsent --dst 100.103.0.0/16
+pause 1
+stop unsent
 kill $listener

@@ -10,6 +10,10 @@ forwarding
 sysctl -qw net.ipv4.ip_forward=0
 peer=100.101.102.104
 iptables-legacy -A OUTPUT -d $peer -p udp --dport 7901 -j DROP
+peer6=fd7a:115c:a1e0::104
+ip -6 route add $peer6/128 dev tailscale0 table 52
+ip -6 rule add pref 5270 lookup 52
+ip6tables-legacy -A OUTPUT -d $peer6 -p udp --dport 7901 -j DROP
 ip rule add pref 5260 to 100.100.9.9 unreachable
 ip -batch - <<'IP'
 route add unreachable 100.100.9.10/32
@@ -72,6 +76,8 @@ ask tcp4 41877 $dns4 +tcp
 {
     told peer $peer
     /tests/send $peer 1 7901
+    told peer6 $peer6
+    /tests/send $peer6 1 7901
     pause 1.2
     from $dns4 7911 # nobody waits
     ip -netns provider route replace 10.1.0.0/24 via 10.0.0.2 dev eth0 src $dns4
@@ -91,6 +97,8 @@ ask tcp4 41877 $dns4 +tcp
     from 100.100.9.12 7915
 } >"$out/send.log" 2>&1
 stop run
+ip -6 rule del pref 5270
+ip -6 route flush table 52
 ip rule del pref 5255
 ip rule del pref 5260
 ip link del eth9

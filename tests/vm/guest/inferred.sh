@@ -5,8 +5,6 @@
 # shellcheck source=lib.sh
 . /tests/lib.sh
 
-tsdroptrace() { exec env LD_PRELOAD=/usr/lib/forbid_fentry.so /usr/bin/tsdroptrace "$@"; }
-
 backend=$1
 network none
 case $backend in

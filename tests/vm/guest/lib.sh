@@ -45,13 +45,20 @@ wait_for() {
     done
 }
 
+# What tsdroptrace is started with. (See tests/vm/forbid_fentry.cpp.)
+preload=()
+case "$SCENARIO $(</proc/cmdline)" in
+inferred-*) preload=(env LD_PRELOAD=/usr/lib/forbid_fentry.so) ;;
+*forbid=fentry*) preload=(env FORBID=fentry LD_PRELOAD=/usr/lib/forbid_fentry.so) ;;
+esac
+
 declare -A tracers # NAME -> pid
 
 # launch NAME ARGUMENT...: tsdroptrace, its standard output in NAME.out, diagnostics in NAME.err.
 launch() {
     local name=$1
     shift
-    tsdroptrace "$@" >"$out/$name.out" 2>"$out/$name.err" &
+    "${preload[@]}" tsdroptrace "$@" >"$out/$name.out" 2>"$out/$name.err" &
     tracers[$name]=$!
     mark "$name.launch"
 }

@@ -14,10 +14,15 @@ iptables-legacy -A INPUT -p udp --dport 7603 -j DROP
 launch to --dst 100.100.2.136 --dst 192.0.2.0/24,fd7a:115c:a1e0::/48 --direction to --json --summary-every 700ms
 launch from --dst $dns4 --direction from --json --count 3
 launch six --dst fd7a:115c:a1e0::/48 --quiet --json-file "$out/six.json"
+launch unseen --dst fd7a:115c:a1e0::/48 --no-seen --quiet --json-file "$out/unseen.json"
 launch nothing --dst 192.0.2.0/24,2001:db8::/32 --json-file "$out/nothing.json"
 launch noisy --all --verbose --json-file "$out/noisy.json"
 for name in to from; do started $name $name.out; done
-for name in six nothing noisy; do started $name $name.json; done
+for name in six nothing unseen noisy; do started $name $name.json; done
+for name in six unseen; do
+    links=("/proc/${tracers[$name]}"/fdinfo/*)
+    echo "$name $(grep -ls '^link_id:' "${links[@]}" | wc -l)" >>"$out/links"
+done
 launch all --all --json --quiet --duration 8s
 started all all.out
 
@@ -42,8 +47,8 @@ started all all.out
 ended from
 mark from-ended
 pause 0.7
-for name in to six nothing noisy; do kill -TERM "${tracers[$name]}"; done
-for name in to six nothing noisy; do ended $name; done
+for name in to six nothing unseen noisy; do kill -TERM "${tracers[$name]}"; done
+for name in to six nothing unseen noisy; do ended $name; done
 ended all
 mark all-ended
 save_rules legacy after
