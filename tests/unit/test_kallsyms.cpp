@@ -42,6 +42,8 @@ TEST_CASE("kallsyms: where symbols are") {
     REQUIRE(found.size() == 3);
     CHECK(found.at("nf_hook_slow").address == 0xffffffff81a00080);
     CHECK(found.at("nf_hook_slow").size == 0xb0);
+    CHECK(found.at("nf_hook_slow").module.empty());
+    CHECK(found.at("nft_do_chain").module == "[nf_tables]");
     CHECK(found.at("__per_cpu_offset").address == 0xffffffff82000000);
     CHECK(found.at("nft_do_chain").address == 0xffffffffc0b00100);
     // Two modules have a function of that name: a probe by name would be on one of them. And 0 is no address.

@@ -20,6 +20,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <linux/membarrier.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -274,12 +275,17 @@ std::set<std::string> modules_with_btf() {
     return modules;
 }
 
-// The modules that are loaded, and where. (/sys/module is there for the ones that are built in, too.)
-std::set<std::string> modules_loaded() {
-    std::set<std::string> modules;
+// The modules that are loaded, "[nf_tables]", with what tells one from the same that has been loaded again, perhaps to where
+// it was before: its directory is another one. (/sys/module is there for the ones that are built in, too.)
+std::map<std::string, std::uint64_t> modules_loaded() {
+    std::map<std::string, std::uint64_t> modules;
     std::ifstream file("/proc/modules"); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
-    for (std::string line; std::getline(file, line);)
-        modules.insert(line.substr(0, line.find(' ')) + line.substr(line.rfind(" 0x")));
+    for (std::string line; std::getline(file, line);) {
+        const std::string name = line.substr(0, line.find(' '));
+        struct stat directory{};
+        if (stat(("/sys/module/" + name).c_str(), &directory) == 0)
+            modules.emplace(fmt::format("[{}]", name), directory.st_ino);
+    }
     return modules;
 }
 
@@ -321,6 +327,7 @@ struct Tracer::State {
     decode::KernelNames names;
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
+    std::map<std::string, std::uint64_t> loads;             // kprobes: of the modules, then
     mutable std::map<std::uint64_t, std::string> locations; // 5.10: what describe_address() said
     bool nf_tables_at_start = false;
     std::string nft_problem; // 5.11 to 5.16: why nf_tables cannot be traced
@@ -390,30 +397,34 @@ std::set<std::string> Tracer::State::modules_now() const {
     if (modules_have_types())
         modules.merge(modules_with_btf());
     if (on_kprobes())
-        modules.merge(modules_loaded());
+        for (const auto& [module, load] : modules_loaded())
+            modules.insert(fmt::format("{} {}", module, load));
     return modules;
 }
 
-// Where the functions are now. A probe on one that has gone, with its module, or that has come back elsewhere, is of
-// no use any more.
+// Where the functions are now. A probe on one that has gone, with its module, is of no use any more, also where it has come
+// back.
 void Tracer::State::find_symbols(const BpfObject& object) {
     const auto functions = object.functions();
     std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
     wanted.insert(functions.begin(), functions.end());
     wanted.insert(late_functions.begin(), late_functions.end());
     auto now = tsdroptrace::find_symbols(wanted);
+    auto loads_now = modules_loaded();
     std::erase_if(links, [&](const auto& link) {
         const std::string_view section = link.first;
         const auto before = symbols.find(section.substr(section.find('/') + 1));
         if (before == symbols.end()) // a tracepoint
             return false;
         const auto after = now.find(before->first);
-        const bool gone = after == now.end() || after->second.address != before->second.address;
+        const bool gone = after == now.end() || after->second.address != before->second.address ||
+                          loads[before->second.module] != loads_now[before->second.module];
         if (const auto late = late_functions.find(before->first); gone && late != late_functions.end())
             late_functions.erase(late); // to be asked for again
         return gone;
     });
     symbols = std::move(now);
+    loads = std::move(loads_now);
 }
 
 std::uint64_t Tracer::State::address_of(const bpf_program* program) const {

@@ -47,7 +47,7 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
         }
         if (!names.contains(line.name))
             continue;
-        const auto [entry, fresh] = found.try_emplace(std::string(line.name), Symbol{line.address, 0});
+        const auto [entry, fresh] = found.try_emplace(std::string(line.name), Symbol{line.address, 0, std::string(line.module)});
         if (!fresh)
             ambiguous.emplace(line.name);
         last = &entry->second;

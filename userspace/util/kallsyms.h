@@ -13,6 +13,7 @@ namespace tsdroptrace {
 struct Symbol {
     std::uint64_t address = 0;
     std::uint64_t size = 0; // up to the next symbol; 0 when that is not known
+    std::string module;     // "[nf_tables]"; empty for what is vmlinux's own
 };
 
 // Where `names` are: those that the kernel and the modules loaded now have, and that stand for one symbol only. Empty
