@@ -1394,8 +1394,9 @@ VERIFIED_ONCE int claim_late(struct draft *draft, u64 skb, u32 cpu, u32 reader, 
 
 // It is not known which of the counters that have moved on this CPU is that of a packet, and note is taken of all of them
 // now: one of them may be that of a packet which is under way here, or what it has claimed may not be its own.
-static __always_inline void doubt_all(struct traversals *here)
+static __noinline int doubt_all(u32 cpu)
 {
+	struct traversals *here = traversals_of(cpu);
 	struct claim *newest = &here->interrupted[here->interruptions % INTERRUPTED];
 
 	if (here->skb > MARK_ENDING) {
@@ -1408,6 +1409,7 @@ static __always_inline void doubt_all(struct traversals *here)
 	}
 	for (u32 i = 0; i < INTERRUPTED; i++)
 		here->interrupted[i].unknown = TSDT_UNKNOWN_TRAVERSAL_LOST;
+	return 0;
 }
 
 #ifndef TSDT_LINUX_5_10
@@ -1472,7 +1474,7 @@ static __always_inline int table_dropped_here(u64 table_address, u64 address, u6
 	if (claim->unknown == TSDT_UNKNOWN_NO_COUNTER && has_traced_matches(family))
 		claim_match(draft, family);
 	if (claim->unknown)
-		doubt_all(traversals_of(cpu));
+		doubt_all(cpu);
 	return table_verdict(key, address, state_address, family);
 }
 
