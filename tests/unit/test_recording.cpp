@@ -100,6 +100,7 @@ resolve_rule::Snapshot sample_snapshot() {
     table.name = "filter";
     table.handle = 3;
     table.chains = {chain, {}};
+    table.sets = {{"blocked", false, true, "10.0.0.1 comment \"x\""}};
     return {resolve_rule::SnapshotKind::ip6_tables, 4026531840, 17, {table}, {"could not read nat"}};
 }
 
@@ -308,6 +309,10 @@ TEST_CASE("recording: what was written is read, in its order") {
     REQUIRE(snapshot.tables.size() == 1);
     CHECK(snapshot.tables[0].family == RuleFamily::ip6);
     CHECK(snapshot.tables[0].handle == 3u);
+    REQUIRE(snapshot.tables[0].sets.size() == 1);
+    const auto& set = snapshot.tables[0].sets[0];
+    CHECK((set.name == "blocked" && !set.is_map && set.may_change));
+    CHECK(set.elements == "10.0.0.1 comment \"x\"");
     REQUIRE(snapshot.tables[0].chains.size() == 2);
     const auto& chain = snapshot.tables[0].chains[0];
     CHECK(chain.name == "INPUT");
@@ -477,7 +482,7 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Header header;
     header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 7, this one reads 6): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 8, this one reads 7): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};
