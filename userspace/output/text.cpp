@@ -224,6 +224,17 @@ std::string rule_line(const Drop& drop) {
                             : "not known: its text could not be read";
 }
 
+// "198.51.100.0/24 of @blocked"; empty when none is known.
+std::string element_line(const Drop& drop) {
+    std::string out;
+    for (const SetElement& element : drop.elements) {
+        out.append(out.empty() ? "" : "; ").append(printable(element.text));
+        if (element.set)
+            out += " of @" + printable(*element.set);
+    }
+    return out.empty() ? out : out + " (deduced from the ruleset and the packet)";
+}
+
 std::string owner_line(const Owner& owner) {
     std::string out = fmt::format("{}, going by {}", printable(owner.name), printable(owner.evidence));
     if (!owner.configured_by.empty())
@@ -350,6 +361,7 @@ void entry(Page& page, const Drop& drop) {
     page.paragraph(head, describe(drop.packet), head.size(), drop.noise ? Paint::strong : Paint::alarm);
     page.field("where", where(drop));
     page.field("rule", rule_line(drop));
+    page.field("element", element_line(drop));
     if (drop.site.queue && drop.rule)
         page.field("queue", printable(drop.site.queue->text()));
     if (drop.owner)
