@@ -117,6 +117,13 @@ struct PathStep {
     std::optional<std::uint64_t> handle; // nf_tables only
 };
 
+// An element of a set or a verdict map that holds a packet's value.
+struct SetElement {
+    std::optional<std::string> set; // its name; none: it is an anonymous one, written in the rule
+    std::string text;               // as nft prints it, without counters and the time that is left: "7017 : drop"
+    bool operator==(const SetElement&) const = default;
+};
+
 // The verdict of a rule of which a match has dropped the packet by itself.
 inline constexpr std::string_view verdict_of_match = "hotdrop";
 
@@ -194,6 +201,8 @@ struct Drop {
     Packet packet;
     DropSite site;
     std::shared_ptr<const Rule> rule; // null: none, or not known
+    // Of the rule's lookups, as far as it is known: deduced from the ruleset and the packet, not seen.
+    std::vector<SetElement> elements = {};
     std::optional<Owner> owner;
     std::shared_ptr<const RulesetChange> written; // that brought the rule, where it was seen; without its lists
     std::optional<Process> process;

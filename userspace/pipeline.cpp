@@ -87,6 +87,8 @@ bool Pipeline::drop(const tsdt_drop& record, const tsdt_cause& cause) {
         settle(drop, {nullptr, false, "more packets died at once than can wait for a look at the counters"});
     } else {
         drop.rule = resolver_.resolve(cause, record);
+        if (drop.rule && !drop.site.queue) // a program may have changed a packet that it was handed
+            drop.elements = resolver_.elements(cause, drop.packet);
         if (cannot_have_matched(drop))
             disown(drop);
     }
@@ -274,10 +276,11 @@ Pipeline::Counts Pipeline::decode_counts(const KernelCounts& counts) const {
 }
 
 // Causes of which no packet's record got through: what the kernel says of the cause itself. While tracing goes on
-// (`final` is not set), the record of a new one may still be on its way, for seconds where a large ruleset is being read:
-// then it is left out.
+// (`final` is not set), the record of a new one may still be on its way, for seconds where a large ruleset is being
+// read: then it is left out.
 void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::CauseCount>& causes, bool final) {
-    constexpr std::uint64_t disorder_ns = 2'000'000'000; // CPUs hand theirs over in an order that is nearly that of time
+    constexpr std::uint64_t disorder_ns =
+        2'000'000'000; // CPUs hand theirs over in an order that is nearly that of time
     for (std::size_t i = 0; i < counts.causes.size(); i++) {
         const tsdt_cause& cause = counts.causes[i];
         if (known_causes_.contains(cause.id) || causes[i].packets == 0)

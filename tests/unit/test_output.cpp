@@ -781,7 +781,9 @@ TEST_CASE("JSON lines hold what the contract says", "[output]") {
                     {"evidence", nullptr},
                     {"stale", false},
                     {"owner", "Tailscale"}};
-    CHECK(line["rule"] == rule);
+    json rule_of_packet = rule;
+    rule_of_packet["elements"] = nullptr;
+    CHECK(line["rule"] == rule_of_packet);
     CHECK(line["process"].is_null());
     CHECK(line["explanation"]["id"] == "tailscale-cgnat");
     CHECK(line["explanation"]["fixes"][1]["do"] == "iptables -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT");
@@ -1043,6 +1045,22 @@ TEST_CASE("functions at hooks and queues are shown", "[output]") {
           std::string::npos);
     drop.site.queue = Queue{std::nullopt, QueueFate::verdict, Process{7, "x"}};
     CHECK(checked(json_line(drop, "h"))["drop"]["queue"]["process"] == json{{"pid", 7}, {"comm", "x"}});
+}
+
+TEST_CASE("elements of sets are shown", "[output]") {
+    Drop drop = native();
+    CHECK(checked(json_line(drop, "h"))["rule"]["elements"].is_null());
+    CHECK(shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); }).find("element") == std::string::npos);
+    drop.elements = {{"blocked", "198.51.100.0/24"}, {std::nullopt, "7017 : drop"}};
+    CHECK(checked(json_line(drop, "h"))["rule"]["elements"] ==
+          json{{{"set", "blocked"}, {"element", "198.51.100.0/24"}}, {{"set", nullptr}, {"element", "7017 : drop"}}});
+    CHECK(shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); })
+              .find("  element 198.51.100.0/24 of @blocked; 7017 : drop (deduced from the ruleset and\n"
+                    "          the packet)\n") != std::string::npos);
+    drop.elements = {{"x\x1b[2J", "1 comment \"\x1b[2J\""}};
+    CHECK(shown({}, [&](TextOutput& out) { CHECK(out.drop(drop, true)); }).find('\x1b') == std::string::npos);
+    drop.rule = nullptr;
+    CHECK(checked(json_line(drop, "h"))["rule"].is_null());
 }
 
 TEST_CASE("what the machine itself says is shown", "[output]") {

@@ -102,6 +102,7 @@ resolve_rule::Snapshot sample_snapshot() {
     table.name = "filter";
     table.handle = 3;
     table.chains = {chain, {}};
+    table.sets = {{"blocked", false, true, "10.0.0.1 comment \"x\""}};
     return {resolve_rule::SnapshotKind::ip6_tables, 4026531840, 17, {table}, {"could not read nat"}};
 }
 
@@ -312,6 +313,10 @@ TEST_CASE("recording: what was written is read, in its order") {
     REQUIRE(snapshot.tables.size() == 1);
     CHECK(snapshot.tables[0].family == RuleFamily::ip6);
     CHECK(snapshot.tables[0].handle == 3u);
+    REQUIRE(snapshot.tables[0].sets.size() == 1);
+    const auto& set = snapshot.tables[0].sets[0];
+    CHECK((set.name == "blocked" && !set.is_map && set.may_change));
+    CHECK(set.elements == "10.0.0.1 comment \"x\"");
     REQUIRE(snapshot.tables[0].chains.size() == 2);
     const auto& chain = snapshot.tables[0].chains[0];
     CHECK(chain.name == "INPUT");

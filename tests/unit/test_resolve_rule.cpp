@@ -10,6 +10,7 @@
 #include <thread>
 
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <linux/netfilter_bridge/ebtables.h>
 #include <sched.h>
 #include <signal.h>
@@ -651,6 +652,70 @@ TEST_CASE("resolve_rule: a native nftables rule, its reject, and a nameless chai
     std::strcpy(nameless.step[2].chain, "__chain1");
     nameless.steps = 3;
     CHECK(resolver.resolve(nameless, drop_with())->text == rule->text);
+}
+
+TEST_CASE("resolve_rule: the element of a set that held the packet's value", "[resolve_rule]") {
+    Snapshot snapshot = listed("table ip t { # handle 1\n\tset blocked { # handle 2\n\t\ttype ipv4_addr\n\t}\n\n"
+                               "\tchain c { # handle 3\n\t\tip saddr @blocked udp dport { 53, 54 } drop # handle 4\n"
+                               "\t}\n}\n");
+    snapshot.tables.at(0).sets.at(0).elements = "10.0.0.1, 10.0.0.2";
+    snapshot.generation = 7;
+    OneSnapshot source(snapshot);
+    tsdt_cause cause = nft_cause("t", 1, {{"c", 3, 4, 1}});
+    cause.key.generation = 7;
+    Packet packet;
+    packet.family = IpFamily::ipv4;
+    packet.src = packet.dst = {IpFamily::ipv4, {10, 0, 0, 2}};
+    packet.proto = 17;
+    packet.dport = 53;
+    const std::vector<SetElement> both{{"blocked", "10.0.0.2"}, {std::nullopt, "53"}};
+
+    Resolver resolver(source);
+    CHECK(resolver.elements(cause, packet).empty()); // it has not been resolved
+    REQUIRE(resolver.resolve(cause, drop_with()));
+    CHECK(resolver.elements(cause, packet) == both);
+    packet.dport = 54; // another packet of the same cause
+    CHECK(resolver.elements(cause, packet).back().text == "54");
+    packet.dport = 53;
+
+    tsdt_cause by_match = cause;
+    by_match.id = 2;
+    by_match.step[0].by_match = 1;
+    resolver.resolve(by_match, drop_with());
+    CHECK(resolver.elements(by_match, packet).empty());
+    tsdt_cause other_generation = cause;
+    other_generation.id = 3;
+    other_generation.key.generation = 8;
+    CHECK(resolver.resolve(other_generation, drop_with())->stale);
+    CHECK(resolver.elements(other_generation, packet).empty());
+    tsdt_cause other_rule = cause;
+    other_rule.id = 4;
+    other_rule.step[0].number = 2;
+    CHECK(resolver.resolve(other_rule, drop_with())->stale);
+    CHECK(resolver.elements(other_rule, packet).empty());
+
+    // What is kept is bounded. Rules of older generations lose theirs, and do not get wrong ones.
+    std::string many;
+    for (int i = 0; i < 20'000; i++)
+        many += (i == 0 ? "" : ", ") + std::to_string(i / 200) + "." + std::to_string(i % 200) + ".0.0/16";
+    for (std::uint32_t generation = 8; generation < 100; generation++) {
+        snapshot.tables.at(0).sets.at(0).elements = many + ", 100.0.0." + std::to_string(generation);
+        snapshot.generation = generation;
+        source.snapshot = std::make_shared<Snapshot>(snapshot);
+        cause.id = other_rule.id = 2 * generation;
+        cause.key.generation = generation;
+        packet.src.bytes = {100, 0, 0, static_cast<std::uint8_t>(generation)};
+        resolver.resolve(cause, drop_with());
+        REQUIRE(resolver.elements(cause, packet).size() == 2);
+    }
+    for (std::uint32_t generation = 8; generation < 99; generation++) {
+        cause.id = 2 * generation;
+        packet.src.bytes = {100, 0, 0, static_cast<std::uint8_t>(generation)};
+        const auto elements = resolver.elements(cause, packet);
+        CHECK((elements.empty() || elements[0].text == "100.0.0." + std::to_string(generation)));
+    }
+    cause.id = 16;
+    CHECK(resolver.elements(cause, packet).empty());
 }
 
 TEST_CASE("resolve_rule: what the kernel said stays when the snapshot is of no use", "[resolve_rule]") {
@@ -1330,6 +1395,45 @@ TEST_CASE("resolve_rule: a network namespace as people name it", "[resolve_rule]
 }
 
 // ---- with a real kernel: sudo unit_tests "[.live]" ----
+
+TEST_CASE("resolve_rule: the elements of sets that rules which drop look up, live", "[.live][resolve_rule]") {
+    const std::string rules =
+        "table inet t { \n"
+        "set used { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.0.2.1-192.0.2.9 } }\n"
+        "set unused { type ipv4_addr; elements = { 10.0.0.1 } }\n"
+        "set accepted { type ipv4_addr; elements = { 10.0.0.1 } }\n"
+        "set empty { type ipv4_addr; }\n"
+        "set large { type ipv4_addr; }\n"
+        "map verdicts { type inet_service : verdict; elements = { 1 : accept, 2 : drop } }\n"
+        "chain c {\n ip saddr @accepted accept\n ip saddr @used drop\n ip saddr @empty drop\n"
+        "udp dport vmap @verdicts\n ip daddr @large drop\n}\n}\n";
+    std::string large = "add element inet t large { 1.0.0.0";
+    for (int i = 0; i < 20'000; i++)
+        large += fmt::format(", 20.{}.{}.77", i / 200, i % 200);
+    const auto list = [&] {
+        if (unshare(CLONE_NEWNET) != 0)
+            return 1;
+        const std::string path = "/tmp/tsdroptrace-unit-" + std::to_string(getpid());
+        std::ofstream(path) << rules << large << " }\n";
+        const auto loaded = run_program("/usr/sbin/nft", {"-f", path});
+        unlink(path.c_str());
+        if (!loaded || loaded->exit_code != 0)
+            return 2;
+        const auto snapshot = read_ruleset(SnapshotKind::nf_tables, current_netns(), 1000);
+        if (!snapshot || snapshot->tables.size() != 1 || !snapshot->problems.empty())
+            return 3;
+        for (const SnapshotSet& set : snapshot->tables[0].sets) {
+            const std::string line = fmt::format("{} {} {}\n", set.name, set.is_map, set.elements);
+            if (write(1, line.data(), line.size()) < 0)
+                return 4;
+        }
+        return 0;
+    };
+    const auto listed_sets = run_forked(list);
+    REQUIRE(listed_sets);
+    CHECK(listed_sets->exit_code == 0);
+    CHECK(listed_sets->out == "used false 10.0.0.0/8, 192.0.2.1-192.0.2.9\nverdicts true 1 : accept, 2 : drop\n");
+}
 
 TEST_CASE("resolve_rule: rulesets of another network namespace, live", "[.live][resolve_rule]") {
     // A process that stays in the new namespace leads to it, as with a container.

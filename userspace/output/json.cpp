@@ -137,6 +137,13 @@ json to_json(const Rule* rule, const std::optional<Owner>& owner) {
             {"owner", owner ? json(owner->name) : json(nullptr)}};
 }
 
+json to_json(const std::vector<SetElement>& elements) {
+    json out = json::array();
+    for (const SetElement& element : elements)
+        out.push_back({{"set", or_null(element.set)}, {"element", element.text}});
+    return out.empty() ? json(nullptr) : out;
+}
+
 json to_json(const Route& route) {
     return {{"type", route.type},
             {"dev", or_null(route.dev)},
@@ -267,6 +274,8 @@ std::string json_line(const Drop& drop, const std::string& host) {
     line["packet"] = to_json(drop.packet);
     line["drop"] = to_json(drop.site);
     line["rule"] = to_json(drop.rule.get(), drop.owner);
+    if (drop.rule) // of this packet, so not in the summary's causes
+        line["rule"]["elements"] = to_json(drop.elements);
     line["process"] = drop.process ? to_json(*drop.process) : json(nullptr);
     line["rule_written"] = nullptr;
     if (const RulesetChange* written = drop.written.get()) {

@@ -201,7 +201,27 @@ std::string schema() {
               "$ref": "#/$defs/text_or_null"
             },
             "stale": { "description": "the ruleset changed before its text was looked up", "type": "boolean" },
-            "owner": { "$ref": "#/$defs/text_or_null" }
+            "owner": { "$ref": "#/$defs/text_or_null" },
+            "elements": {
+              "description": "of a drop line: the elements of nftables' sets and verdict maps that the packet met in the rule. Deduced from the ruleset and the packet, not seen. Null: none, or not known",
+              "oneOf": [
+                { "type": "null" },
+                {
+                  "type": "array",
+                  "items": {
+                    "type": "object",
+                    "required": ["set", "element"],
+                    "properties": {
+                      "set": { "description": "null: written in the rule", "$ref": "#/$defs/text_or_null" },
+                      "element": {
+                        "description": "as nft prints it, without counters and the time that is left",
+                        "type": "string"
+                      }
+                    }
+                  }
+                }
+              ]
+            }
           }
         }
       ]

@@ -224,6 +224,17 @@ std::string rule_line(const Drop& drop) {
                             : "not known: its text could not be read";
 }
 
+// "198.51.100.0/24 of @blocked"; empty when none is known.
+std::string element_line(const Drop& drop) {
+    std::string out;
+    for (const SetElement& element : drop.elements) {
+        out.append(out.empty() ? "" : "; ").append(printable(element.text));
+        if (element.set)
+            out += " of @" + printable(*element.set);
+    }
+    return out.empty() ? out : out + " (deduced from the ruleset and the packet)";
+}
+
 std::string routing_table(std::uint32_t number) {
     constexpr std::array<std::pair<std::uint32_t, std::string_view>, 3> names{
         {{253, "default"}, {254, "main"}, {255, "local"}}};
@@ -365,6 +376,7 @@ void entry(Page& page, const Drop& drop) {
     page.paragraph(head, describe(drop.packet), head.size(), drop.noise ? Paint::strong : Paint::alarm);
     page.field("where", where(drop));
     page.field("rule", rule_line(drop));
+    page.field("element", element_line(drop));
     if (drop.site.queue && drop.rule)
         page.field("queue", printable(drop.site.queue->text()));
     page.field("owner", owner_line(drop));

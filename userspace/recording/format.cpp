@@ -45,12 +45,21 @@ void describe(auto& archive, T& chain) {
     archive("rules", chain.rules);
 }
 
+template <Is<resolve_rule::SnapshotSet> T>
+void describe(auto& archive, T& set) {
+    archive("name", set.name);
+    archive("is_map", set.is_map);
+    archive("may_change", set.may_change);
+    archive("elements", set.elements);
+}
+
 template <Is<resolve_rule::SnapshotTable> T>
 void describe(auto& archive, T& table) {
     archive("family", table.family);
     archive("name", table.name);
     archive("handle", table.handle);
     archive("chains", table.chains);
+    archive("sets", table.sets);
 }
 
 template <Is<resolve_rule::Snapshot> T>

@@ -25,7 +25,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 7;
+constexpr std::uint32_t format_version = 8;
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};

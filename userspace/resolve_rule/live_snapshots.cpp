@@ -16,13 +16,19 @@ constexpr int max_attempts = 3;
 constexpr std::size_t max_logged = 256;
 constexpr std::chrono::seconds longest_pause{3};
 
+// The elements of sets count for as many rules as take that much memory.
 std::size_t count_rules(const std::shared_ptr<const Snapshot>& snapshot) {
-    std::size_t count = 0;
-    if (snapshot)
-        for (const SnapshotTable& table : snapshot->tables)
+    constexpr std::size_t bytes_of_rule = 256;
+    std::size_t count = 0, bytes = 0;
+    if (snapshot) {
+        for (const SnapshotTable& table : snapshot->tables) {
             for (const SnapshotChain& chain : table.chains)
                 count += chain.rules.size();
-    return count;
+            for (const SnapshotSet& set : table.sets)
+                bytes += set.elements.size();
+        }
+    }
+    return count + bytes / bytes_of_rule;
 }
 
 } // namespace

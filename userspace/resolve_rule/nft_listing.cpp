@@ -124,6 +124,8 @@ private:
         case In::object:
             if (text == "\t}")
                 in_ = In::table;
+            else if (auto flags = after(text, "\t\tflags "))
+                read_flags(*flags);
             else if (auto comment = after(text, "\t\tcomment \""))
                 begin_comment(*comment);
             return true;
@@ -166,8 +168,10 @@ private:
         } else if (auto header = read_header(text)) {
             auto name = after(header->name, "chain ");
             in_ = name ? In::chain : In::object;
-            if (!name)
+            if (!name) {
+                begin_object(header->name);
                 return;
+            }
             SnapshotChain chain;
             chain.name = unquote(*name);
             chain.handle = header->handle;
@@ -175,6 +179,21 @@ private:
             rule_.clear();
             in_rule_ = false;
         }
+    }
+
+    void begin_object(std::string_view text) {
+        const bool is_map = text.starts_with("map ");
+        in_set_ = (is_map || text.starts_with("set ")) && sets_ < max_sets;
+        if (!in_set_)
+            return;
+        sets_++;
+        snapshot_.tables.back().sets.push_back({std::string(unquote(text.substr(4))), is_map, false, {}});
+    }
+
+    // "interval,timeout"
+    void read_flags(std::string_view text) {
+        if (in_set_ && (text.find("dynamic") != text.npos || text.find("timeout") != text.npos))
+            snapshot_.tables.back().sets.back().may_change = true;
     }
 
     bool in_chain(std::string_view text) {
@@ -268,13 +287,39 @@ private:
 
     std::size_t max_rules_;
     Snapshot& snapshot_;
-    std::size_t rules_ = 0;
+    std::size_t rules_ = 0, sets_ = 0;
+    bool in_set_ = false; // the object is one, and is kept
     In in_ = In::ruleset, after_comment_ = In::table;
     std::string rule_; // what there is of it so far
     bool in_rule_ = false, in_block_ = false, too_long_ = false;
 };
 
 } // namespace
+
+std::string read_set_elements(std::string_view listing, std::size_t max_size) {
+    constexpr std::string_view begins = "\n\t\telements = { ", ends = " }\n\t}\n}";
+    while (listing.ends_with('\n'))
+        listing.remove_suffix(1);
+    const std::size_t begin = listing.find(begins);
+    if (begin == listing.npos || !listing.ends_with(ends))
+        return {};
+    listing.remove_suffix(ends.size());
+    if (listing.size() < begin + begins.size())
+        return {};
+    listing.remove_prefix(begin + begins.size());
+    std::string elements;
+    bool quoted = false;
+    for (std::size_t at = 0; at < listing.size() && elements.size() <= max_size; at++) {
+        quoted ^= listing[at] == '"';
+        if (listing[at] == '\n' && !quoted) { // the next line is indented
+            elements += ' ';
+            at = std::min(listing.find_first_not_of("\t ", at + 1), listing.size()) - 1;
+        } else {
+            elements += listing[at];
+        }
+    }
+    return elements.size() <= max_size ? elements : std::string{};
+}
 
 void read_nft_listing(std::string_view listing, std::size_t max_rules, Snapshot& snapshot) {
     ListingReader(max_rules, snapshot).read(listing);

@@ -6,6 +6,7 @@
 #include <span>
 #include <string_view>
 
+#include <fmt/format.h>
 #include <linux/netfilter.h>
 
 #include "resolve_rule/legacy_path.h"
@@ -310,7 +311,7 @@ std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsd
     if (source == TSDT_SOURCE_LEGACY_RULE) // elsewhere the path is part of the cause
         std::copy(std::begin(drop.jumpstack), std::end(drop.jumpstack), key.second.begin());
     if (auto cached = cache_.find(key); cached != cache_.end())
-        return cached->second;
+        return cached->second.rule;
 
     std::size_t steps = std::min<std::size_t>(cause.steps, is_legacy(source) ? 1 : TSDT_PATH_MAX);
     auto rule = std::make_shared<Rule>(rule_of_kernel(cause, *family, steps));
@@ -328,10 +329,63 @@ std::shared_ptr<const Rule> Resolver::resolve(const tsdt_cause& cause, const tsd
         is_nft(source) ? fill_in_nft(*rule, cause, steps, *snapshot) : fill_in_legacy(*rule, cause, drop, *snapshot);
     rule->stale = match == Match::absent;
 
-    if (cache_.size() >= max_cached)
+    if (cache_.size() >= max_cached) {
         cache_.clear();
-    cache_.emplace(key, rule);
+        sets_.clear();
+        lookups_size_ = 0;
+    }
+    Resolved resolved{rule, cause.key.generation, nullptr};
+    const SnapshotTable* table =
+        source == TSDT_SOURCE_NFT_RULE && match == Match::found ? find_nft_table(*snapshot, cause, *family) : nullptr;
+    // A match that has dropped the packet may stand before the rule's lookups.
+    if (table && rule->backend == Backend::nftables && rule->text && rule->verdict != verdict_of_match)
+        resolved.lookups = lookups_of(*rule, cause, *table);
+    cache_.emplace(key, std::move(resolved));
     return rule;
+}
+
+std::shared_ptr<const RuleLookups> Resolver::lookups_of(const Rule& rule, const tsdt_cause& cause,
+                                                        const SnapshotTable& table) {
+    if (lookups_size_ > max_lookups_size)
+        forget_lookups(cause.key.generation);
+    const auto named = [&](std::string_view name, const Selectors& selectors) -> std::shared_ptr<const SetElements> {
+        const auto set = std::ranges::find(table.sets, name, &SnapshotSet::name);
+        if (set == table.sets.end() || set->elements.empty())
+            return nullptr;
+        std::string key = fmt::format("{} {} {} {} {}", cause.key.netns, cause.key.generation,
+                                      static_cast<int>(table.family), table.handle.value_or(0), name);
+        for (const Selector& selector : selectors)
+            key += fmt::format(" {} {} {}", static_cast<int>(selector.what), static_cast<int>(selector.family),
+                               selector.proto);
+        auto& elements = sets_[key];
+        if (!elements) {
+            elements = std::make_shared<SetElements>(set->elements, selectors, set->may_change);
+            lookups_size_ += elements->size();
+        }
+        return elements;
+    };
+    auto lookups = std::make_shared<const RuleLookups>(*rule.text, named);
+    if (lookups->empty())
+        return nullptr;
+    lookups_size_ += lookups->size();
+    return lookups;
+}
+
+// Rules of that generation are resolved again, since their snapshot is likely to be still there.
+void Resolver::forget_lookups(std::uint32_t generation) {
+    std::erase_if(cache_,
+                  [&](const auto& entry) { return entry.second.lookups && entry.second.generation == generation; });
+    for (auto& [key, resolved] : cache_)
+        resolved.lookups = nullptr;
+    sets_.clear();
+    lookups_size_ = 0;
+}
+
+std::vector<SetElement> Resolver::elements(const tsdt_cause& cause, const Packet& packet) const {
+    const auto found = cache_.find(CacheKey{cause.id, {}});
+    if (found == cache_.end() || !found->second.lookups)
+        return {};
+    return found->second.lookups->elements(packet);
 }
 
 } // namespace tsdroptrace::resolve_rule

@@ -17,6 +17,7 @@
 #include "bpf/event.h"
 #include "model.h"
 #include "resolve_rule/ruleset.h"
+#include "resolve_rule/set_element.h"
 
 namespace tsdroptrace::resolve_rule {
 
@@ -52,11 +53,29 @@ public:
     // known to have changed: not stale.
     std::shared_ptr<const Rule> resolve(const tsdt_cause& cause, const tsdt_drop& drop);
 
+    // The elements of sets and verdict maps that a packet has met in the rule of nftables that resolve() has given for
+    // its cause, as the snapshot of that generation has them. What is read of sets is bounded, and so is what is kept:
+    // where it is not there any more, none are known. (See RuleLookups.)
+    std::vector<SetElement> elements(const tsdt_cause& cause, const Packet& packet) const;
+
 private:
     using CacheKey = std::pair<std::uint32_t, std::array<std::uint32_t, TSDT_JUMPSTACK_MAX>>;
 
+    struct Resolved {
+        std::shared_ptr<const Rule> rule;
+        std::uint32_t generation = 0;
+        std::shared_ptr<const RuleLookups> lookups; // null: it has none, or they are not kept any more
+    };
+    static constexpr std::size_t max_lookups_size = 8u << 20; // bytes
+
+    std::shared_ptr<const RuleLookups> lookups_of(const Rule& rule, const tsdt_cause& cause,
+                                                  const SnapshotTable& table);
+    void forget_lookups(std::uint32_t generation);
+
     SnapshotSource& source_;
-    std::map<CacheKey, std::shared_ptr<const Rule>> cache_;
+    std::map<CacheKey, Resolved> cache_;
+    std::map<std::string, std::shared_ptr<const SetElements>> sets_; // by ruleset, table, name, and what is asked
+    std::size_t lookups_size_ = 0;                                   // of these, and of what the rules have
 };
 
 } // namespace tsdroptrace::resolve_rule

@@ -2,98 +2,21 @@
 #include "resolve_rule/rule_match.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <optional>
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-
+#include "resolve_rule/rule_values.h"
 #include "resolve_rule/rule_words.h"
 
 namespace tsdroptrace::resolve_rule {
 namespace {
 
 using Words = std::vector<std::string_view>;
-using Bytes = std::array<std::uint8_t, 16>;
-
-std::string_view unquote(std::string_view word) {
-    return word.size() >= 2 && word.starts_with('"') && word.ends_with('"') ? word.substr(1, word.size() - 2) : word;
-}
+using Bytes = ValueBytes;
 
 template <std::size_t size>
 bool is_one_of(std::string_view word, const std::string_view (&words)[size]) {
     return std::find(std::begin(words), std::end(words), word) != std::end(words);
-}
-
-std::optional<std::uint16_t> number(std::string_view text) {
-    std::uint16_t value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    return error == std::errc() && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
-}
-
-std::optional<std::uint16_t> protocol(std::string_view text) {
-    constexpr std::pair<std::string_view, std::uint16_t> names[] = {
-        {"tcp", IPPROTO_TCP},          {"udp", IPPROTO_UDP},       {"udplite", IPPROTO_UDPLITE}, {"icmp", IPPROTO_ICMP},
-        {"ipv6-icmp", IPPROTO_ICMPV6}, {"icmpv6", IPPROTO_ICMPV6}, {"esp", IPPROTO_ESP},         {"ah", IPPROTO_AH},
-        {"sctp", IPPROTO_SCTP},        {"dccp", IPPROTO_DCCP},     {"gre", IPPROTO_GRE},
-    };
-    for (const auto& [name, value] : names)
-        if (name == text)
-            return value;
-    return number(text);
-}
-
-Bytes as_bytes(std::uint16_t value) {
-    Bytes bytes{};
-    bytes[14] = static_cast<std::uint8_t>(value >> 8);
-    bytes[15] = static_cast<std::uint8_t>(value);
-    return bytes;
-}
-
-struct ParsedAddress {
-    IpFamily family = IpFamily::other;
-    Bytes bytes{};
-};
-
-std::optional<ParsedAddress> address(std::string_view text) {
-    ParsedAddress parsed;
-    const std::string terminated(text);
-    if (inet_pton(AF_INET, terminated.c_str(), parsed.bytes.data()) == 1)
-        parsed.family = IpFamily::ipv4;
-    else if (inet_pton(AF_INET6, terminated.c_str(), parsed.bytes.data()) == 1)
-        parsed.family = IpFamily::ipv6;
-    return parsed.family == IpFamily::other ? std::nullopt : std::optional(parsed);
-}
-
-struct AddressRange {
-    IpFamily family = IpFamily::other;
-    Bytes low{}, high{};
-};
-
-// "10.0.0.0/8", "10.0.0.1-10.0.0.9" or one address.
-std::optional<AddressRange> address_range(std::string_view text) {
-    if (const auto dash = text.find('-'); dash != text.npos) {
-        const auto low = address(text.substr(0, dash)), high = address(text.substr(dash + 1));
-        if (!low || !high || low->family != high->family)
-            return std::nullopt;
-        return AddressRange{low->family, low->bytes, high->bytes};
-    }
-    const auto slash = text.find('/');
-    const auto base = address(text.substr(0, slash));
-    if (!base)
-        return std::nullopt;
-    const std::uint16_t whole = base->family == IpFamily::ipv4 ? 32 : 128;
-    const auto prefix = slash == text.npos ? std::optional(whole) : number(text.substr(slash + 1));
-    if (!prefix || *prefix > whole) // a mask of another form
-        return std::nullopt;
-    AddressRange range{base->family, base->bytes, base->bytes};
-    for (std::size_t bit = *prefix; bit < whole; bit++) {
-        const auto mask = static_cast<std::uint8_t>(0x80 >> bit % 8);
-        range.low[bit / 8] = static_cast<std::uint8_t>(range.low[bit / 8] & ~mask);
-        range.high[bit / 8] |= mask;
-    }
-    return range;
 }
 
 bool same_device(std::string_view pattern, std::string_view name) {

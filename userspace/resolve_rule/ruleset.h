@@ -33,11 +33,20 @@ struct SnapshotChain {
     std::vector<SnapshotRule> rules;            // in order: rules[0] is number 1
 };
 
+// A set or map that has a name.
+struct SnapshotSet {
+    std::string name;
+    bool is_map = false;
+    bool may_change = false; // packets add and delete elements, or they have a timeout
+    std::string elements;    // nf_tables: what nft prints between the braces; empty where they have not been read
+};
+
 struct SnapshotTable {
     RuleFamily family = RuleFamily::ip;
     std::string name;
     std::optional<std::uint64_t> handle; // nf_tables
     std::vector<SnapshotChain> chains;
+    std::vector<SnapshotSet> sets = {}; // nf_tables: those of rules that may drop, whose elements are few
 };
 
 // ebtables has a kind for each table: to ask for one that is not there would create it.

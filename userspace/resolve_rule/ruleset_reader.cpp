@@ -3,10 +3,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +18,7 @@
 // libc's headers first: the kernel's then leave out what both define.
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include <fmt/core.h>
 #include <linux/netfilter_arp/arp_tables.h>
@@ -26,6 +31,8 @@
 #include "resolve_rule/iptables_save.h"
 #include "resolve_rule/legacy_blob.h"
 #include "resolve_rule/nft_listing.h"
+#include "resolve_rule/rule_match.h"
+#include "resolve_rule/rule_words.h"
 #include "util/fd.h"
 #include "util/netns.h"
 #include "util/subprocess.h"
@@ -90,23 +97,132 @@ struct NftContext {
     ~NftContext() { nft_ctx_free(ctx); }
 };
 
-// In a child; through libnftables' own buffer, since it flushes a stream after every word.
-int list_nft_ruleset() {
-    NftContext nft;
-    if (!nft.ctx || nft_ctx_buffer_output(nft.ctx) != 0)
-        return 1;
-    nft_ctx_set_error(nft.ctx, stderr);
-    nft_ctx_output_set_flags(nft.ctx, NFT_CTX_OUTPUT_HANDLE | NFT_CTX_OUTPUT_STATELESS | NFT_CTX_OUTPUT_TERSE);
-    if (nft_run_cmd_from_buffer(nft.ctx, "list ruleset") != 0)
-        return 1;
-    std::string_view text = nft_ctx_get_output_buffer(nft.ctx);
+bool write_all(std::string_view text) {
     while (!text.empty()) {
         ssize_t count = write(STDOUT_FILENO, text.data(), text.size());
         if (count <= 0)
-            return 1;
+            return false;
         text.remove_prefix(static_cast<std::size_t>(count));
     }
+    return true;
+}
+
+// In a child; through libnftables' own buffer, since it flushes a stream after every word.
+std::optional<std::string> nft_listing(const std::string& command, unsigned flags) {
+    NftContext nft;
+    if (!nft.ctx || nft_ctx_buffer_output(nft.ctx) != 0)
+        return std::nullopt;
+    nft_ctx_set_error(nft.ctx, stderr);
+    nft_ctx_output_set_flags(nft.ctx, flags);
+    if (nft_run_cmd_from_buffer(nft.ctx, command.c_str()) != 0)
+        return std::nullopt;
+    return nft_ctx_get_output_buffer(nft.ctx);
+}
+
+int list_nft_ruleset() {
+    const auto text =
+        nft_listing("list ruleset", NFT_CTX_OUTPUT_HANDLE | NFT_CTX_OUTPUT_STATELESS | NFT_CTX_OUTPUT_TERSE);
+    return text && write_all(*text) ? 0 : 1;
+}
+
+constexpr std::string_view too_large = "too large"; // instead of a listing
+
+// The command that lists the set; empty for a name that is not nft's own kind of word. Programs may give names that a
+// command would be something else with.
+std::string list_command(const SnapshotTable& table, const SnapshotSet& set) {
+    constexpr auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+    const auto is_word = [&](const std::string& name) {
+        return !name.empty() && is_letter(name[0]) && std::ranges::all_of(name, [&](char c) {
+            return is_letter(c) || (c >= '0' && c <= '9') || c == '_' || c == '-' || c == '.';
+        });
+    };
+    if (!is_word(table.name) || !is_word(set.name))
+        return {};
+    return fmt::format("list {} {} {} {}", set.is_map ? "map" : "set", to_string(table.family), table.name, set.name);
+}
+
+// The sets of the table that its rules which may drop look up, and some other words.
+std::set<std::string, std::less<>> named_in_rules(const SnapshotTable& table) {
+    std::set<std::string, std::less<>> names;
+    for (const SnapshotChain& chain : table.chains) {
+        for (const SnapshotRule& rule : chain.rules) {
+            if (rule.text.find('@') == std::string::npos || !may_drop(rule, chain.backend))
+                continue;
+            for (const std::string_view word : split_rule(rule.text, false))
+                if (word.starts_with('@'))
+                    names.emplace(word.substr(1));
+        }
+    }
+    return names;
+}
+
+// In a child: what nft prints of each set, and a 0 behind it. A set whose listing is too long is left empty, as is all
+// that the child has not come to when its time is up.
+int list_nft_sets(const std::vector<std::string>& commands) {
+    constexpr std::size_t max_listing = 4 * max_set_size; // with what indents its lines
+    constexpr itimerval processor{{0, 0}, {1, 0}}, clock{{0, 0}, {3, 0}};
+    for (int signal : {SIGPROF, SIGALRM})
+        std::signal(signal, [](int) { _exit(0); });
+    setitimer(ITIMER_PROF, &processor, nullptr);
+    setitimer(ITIMER_REAL, &clock, nullptr);
+    for (const std::string& command : commands) {
+        const auto text = nft_listing(command, NFT_CTX_OUTPUT_STATELESS);
+        const bool too_long = text && text->size() > max_listing;
+        if (!write_all(too_long ? too_large : text.value_or("")) || !write_all({"", 1}))
+            return 1;
+    }
     return 0;
+}
+
+// Sets that took too long, or too much room, are not read again: they would take as long each time that the ruleset
+// changes.
+bool is_left_out(const std::string& set, bool from_now_on = false) {
+    constexpr std::size_t max_left_out = 1024;
+    static std::mutex mutex;
+    static std::set<std::string> left_out;
+    const std::lock_guard lock(mutex);
+    if (from_now_on && left_out.size() < max_left_out)
+        left_out.insert(set);
+    return left_out.contains(set);
+}
+
+void read_sets(Snapshot& snapshot, std::uint32_t netns) {
+    std::vector<SnapshotSet*> sets;
+    std::vector<std::string> commands;
+    const auto key = [netns](const std::string& command) { return fmt::format("{} {}", netns, command); };
+    for (SnapshotTable& table : snapshot.tables) {
+        const auto names = table.sets.empty() ? std::set<std::string, std::less<>>{} : named_in_rules(table);
+        for (SnapshotSet& set : table.sets) {
+            std::string command = names.contains(set.name) ? list_command(table, set) : "";
+            if (command.empty() || sets.size() >= max_read_sets || is_left_out(key(command)))
+                continue;
+            sets.push_back(&set);
+            commands.push_back(std::move(command));
+        }
+    }
+    const auto listed =
+        commands.empty() ? Result<ChildOutput>(ChildOutput{}) : run_forked([&] { return list_nft_sets(commands); });
+    std::string_view rest = listed ? std::string_view(listed->out) : std::string_view{};
+    std::size_t size = 0;
+    for (std::size_t i = 0; i < sets.size(); i++) {
+        const std::size_t end = rest.find('\0');
+        if (end == rest.npos) {
+            if (listed) // its time was up
+                is_left_out(key(commands[i]), true);
+            break;
+        }
+        const std::string_view text = rest.substr(0, end);
+        std::string elements = read_set_elements(text, max_set_size);
+        rest.remove_prefix(end + 1);
+        if (text == too_large || (elements.empty() && text.size() > max_set_size))
+            is_left_out(key(commands[i]), true);
+        if (size + elements.size() > max_sets_size)
+            continue;
+        size += elements.size();
+        sets[i]->elements = std::move(elements);
+    }
+    for (SnapshotTable& table : snapshot.tables)
+        std::erase_if(table.sets, [](const SnapshotSet& set) { return set.elements.empty(); });
 }
 
 // A table that iptables-nft would use.
@@ -116,7 +232,7 @@ bool is_iptables_table(const SnapshotTable& table) {
            std::find(std::begin(names), std::end(names), table.name) != std::end(names);
 }
 
-Result<Snapshot> read_nf_tables(std::size_t max_rules) {
+Result<Snapshot> read_nf_tables(std::uint32_t netns, std::size_t max_rules) {
     auto listing = run_forked(list_nft_ruleset);
     if (!listing)
         return listing.error();
@@ -127,6 +243,7 @@ Result<Snapshot> read_nf_tables(std::size_t max_rules) {
     snapshot.kind = SnapshotKind::nf_tables;
     read_nft_listing(listing->out, max_rules, snapshot);
     listing->out = {}; // may be megabytes
+    read_sets(snapshot, netns);
 
     for (RuleFamily family : {RuleFamily::ip, RuleFamily::ip6}) {
         auto of_iptables = [&](const SnapshotTable& t) { return t.family == family && is_iptables_table(t); };
@@ -357,7 +474,7 @@ Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_
     Result<Snapshot> snapshot = Error{};
     Status entered = run_in_netns(netns, [&] {
         if (kind == SnapshotKind::nf_tables)
-            snapshot = read_nf_tables(max_rules);
+            snapshot = read_nf_tables(netns, max_rules);
         else if (kind == SnapshotKind::bridge_filter || kind == SnapshotKind::bridge_nat)
             snapshot = read_bridge_table(kind, max_rules);
         for (const LegacyFamily& legacy : legacy_families)

@@ -27,6 +27,12 @@ namespace tsdroptrace::resolve_rule {
 // iptables-legacy-save's or arptables-legacy's words.
 // bridge_filter, bridge_nat: the table of ebtables, by getsockopt, with ebtables-legacy's words. Nothing tells which of
 // these a namespace has, and to ask creates them: to be called only once the table has dropped something there.
+//
+// The elements of those sets and maps are read, one set after the other, that are looked up by rules which may drop: at
+// most `max_read_sets`, for a second of the processor and three by the clock; those of a set that takes more than
+// `max_set_size` bytes, or with which there would be more than `max_sets_size`, are left out. That is no problem to be
+// told. A set that took too long or was too large is not read again by this process.
+inline constexpr std::size_t max_read_sets = 32, max_set_size = 64u << 10, max_sets_size = 512u << 10;
 Result<Snapshot> read_ruleset(SnapshotKind kind, std::uint32_t netns, std::size_t max_rules);
 
 // A table of ip_tables or ip6_tables as the kernel hands it out.

@@ -91,7 +91,7 @@ def attribution(drop):
     return {"process": process, "kind": drop["drop"]["kind"], "hook": hook, "in_dev": packet["in_dev"],
             "out_dev": packet["out_dev"], "length": packet["length"], "ttl": packet["ttl"],
             "unknown": drop["drop"]["unknown"],
-            "rule": {name: value for name, value in rule.items() if name not in ("owner", "evidence")} if rule else None}
+            "rule": {name: value for name, value in rule.items() if name not in ("owner", "evidence", "elements")} if rule else None}
 
 
 def expected(backend, rules, key, fate):

@@ -121,7 +121,8 @@ def incident(group, guest, validator, backend):
         if group.equal(len(causes), 1, f"{ip}: causes in the summary"):
             group.fields(causes[0], {
                 "packets": rule.packets, "bytes": rule.bytes, "netns": {"inode": guest.netns, "name": None},
-                "drop": {"kind": "rule", "reason": reason(guest, "NETFILTER_DROP")["reason"], "hook": "input"}, "rule": drops[0]["rule"],
+                "drop": {"kind": "rule", "reason": reason(guest, "NETFILTER_DROP")["reason"], "hook": "input"},
+                "rule": {name: value for name, value in drops[0]["rule"].items() if name != "elements"},
                 "first": drops[0]["time"], "last": drops[-1]["time"],
                 "flows": [{"proto": "udp", "src": src, "sport": 53, "dst": dst, "dport": port,
                            "packets": rule.packets}],
@@ -229,6 +230,35 @@ def exact_fates(guest, backend):
     return rules, fates_from_monitor(trace, traced)
 
 
+def expected_elements(packet):
+    """By the rules that tests/vm/guest/exact.sh gives to nft."""
+    of = lambda name, element: {"set": name, "element": element}  # noqa: E731
+    ipv4 = packet["family"] == "ipv4"
+    return {
+        7011: [of(None, "7011")],
+        7017: [of(None, "7017 : drop")],
+        7021: [of(None, "100.100.2.136 : drop" if ipv4 else "fd7a:115c:a1e0::53 : drop")],
+        7022: [of("ports", "7022")],
+        7026: [of("verdicts", "7026 : drop")],
+        7028: [of("blocked", "100.64.0.0-100.101.0.7") if ipv4 else of("blocked6", "fd7a:115c:a1e0::/48")],
+        7029: [of("for-a-while", '"eth0" . 7029 timeout 2h comment "for a while"'), of(None, "udp")],
+    }.get(packet["dport"])
+
+
+def exact_elements(group, guest):
+    """The elements of sets and verdict maps that the packets met in the rule that dropped them."""
+    run = guest.run("exact-nftables")
+    drops = [drop for drop in run.drops if drop["netns"]["inode"] == guest.netns and drop["rule"]]
+    for drop in drops:
+        group.equal(drop["rule"]["elements"], expected_elements(drop["packet"]),
+                    f"elements of {drop['packet']['family']} to port {drop['packet']['dport']}")
+    told = {(drop["packet"]["family"], drop["packet"]["dport"]) for drop in drops if drop["rule"]["elements"]}
+    group.equal(told, {(ip, port) for ip in ("ipv4", "ipv6") for port in (7011, 7017, 7021, 7022, 7026, 7028, 7029)},
+                "packets with an element")
+    for text in ("element 7017 : drop (deduced", "element 7022 of @ports (deduced", "element 7026 : drop of @verdicts"):
+        group.true(text in run.out, f"the terminal says {text!r}")
+
+
 def exact(group, guest, validator, backend):
     """Each packet: the rule, its text and the way to it are what the kernel's own trace says."""
     scenario = f"exact-{backend}"
@@ -240,7 +270,7 @@ def exact(group, guest, validator, backend):
     pids = [line.split() for line in guest.text(f"{scenario}/senders").splitlines()]
     senders = {dst: {"pid": int(pid), "comm": comm} for dst, (pid, comm) in zip((DNS4, DNS6), pids)}
 
-    incoming = [*range(7001, 7014), 7015, *range(7017, 7028)]
+    incoming = [*range(7001, 7014), 7015, *range(7017, 7030)]
     for ip, vm, client, dns in (("ipv4", VM4, CLIENT4, DNS4), ("ipv6", VM6, CLIENT6, DNS6)):
         wanted = [(vm, port) for port in incoming] + [(client, port) for port in range(7101, 7106)]
         for dst, port in wanted + [(dns, port) for port in range(7201, 7207)]:
@@ -1220,6 +1250,8 @@ def all_checks(report, guest, validator, program):
         run(scenario, f"every kind of rule, {backend}", exact, validator, backend)
         run(scenario, f"counters of all rules, {backend}", exact_counters, backend)
         run(scenario, f"another namespace, {backend}", exact_netns, backend)
+        if backend == "nftables":
+            run(scenario, "elements of sets and verdict maps", exact_elements)
         run_replay(scenario, f"replay of every kind of rule, {backend}")
         scenario = f"oracle-{backend}"
         run(scenario, f"random rules, {backend}", differential.random_rules, validator, backend)

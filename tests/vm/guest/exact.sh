@@ -109,6 +109,21 @@ table inet tsdt {
         type inet_service : verdict
         elements = { 7026 : drop, 7027 : goto gone }
     }
+    set blocked {
+        type ipv4_addr
+        flags interval
+        elements = { 10.0.0.0/8, 100.64.0.0-100.101.0.7, 192.0.2.1 comment "x, 100.100.2.136" }
+    }
+    set blocked6 {
+        type ipv6_addr
+        flags interval
+        elements = { fd00::/16, fd7a:115c:a1e0::/48 }
+    }
+    set for-a-while {
+        type ifname . inet_service
+        flags timeout
+        elements = { "eth1" . 7029 timeout 1h, "eth0" . 7029 timeout 2h comment "for a while" }
+    }
     chain one {
         udp dport 9 counter drop
         jump left
@@ -184,6 +199,9 @@ table inet tsdt {
         udp dport @ports counter drop
         udp dport 7025 ct state new counter drop
         udp dport vmap @verdicts
+        udp dport 7028 ip saddr @blocked counter drop
+        udp dport 7028 ip6 saddr @blocked6 counter drop
+        iifname . udp dport @for-a-while meta l4proto { tcp, udp } counter drop
     }
     chain forward {
         type filter hook forward priority filter; policy drop;
@@ -303,7 +321,7 @@ kill "${passing[@]}"
 wait "${passing[@]}" || true
 
 incoming=$(seq 7001 7013)
-incoming+=" 7015 $(seq 7017 7027)"
+incoming+=" 7015 $(seq 7017 7029)"
 # shellcheck disable=SC2086  # lists
 {
     for address in $vm4 $vm6; do
