@@ -408,7 +408,7 @@ bool is_about_something_else(std::string_view word) {
 RuleLookups::RuleLookups(std::string_view rule, const NamedSet& named) {
     RuleReader reader(rule);
     std::string_view before;
-    while (!reader.at_end() && !may_end_rule(reader.word()) && lookups_.size() < max_lookups) {
+    while (!reader.at_end() && !may_end_rule(reader.word())) {
         if (reader.word() == "{") { // of a lookup that is negated or not understood, or of a set that is added to
             reader.braces();
             continue;
@@ -461,6 +461,8 @@ RuleLookups::RuleLookups(std::string_view rule, const NamedSet& named) {
             if (auto elements = named(name, selectors))
                 lookups_.push_back({std::string(name), has_verdict, std::move(elements)});
         }
+        if (lookups_.size() > max_lookups)
+            lookups_.pop_back();
     }
 }
 
