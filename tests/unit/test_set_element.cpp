@@ -167,6 +167,8 @@ TEST_CASE("set element: where nothing is to be said", "[set_element]") {
     CHECK(met("udp dport 4789 vxlan ip saddr { 10.0.0.1 } drop", udp()) == "");
     CHECK(met("fib saddr . iif oif vmap { \"wg0\" : drop }", udp()) == "");
     CHECK(met("fib daddr type { local } udp dport { 7017 } drop", udp()) == "7017");
+    // A map that is looked up as a set, for which newer kernels let it be used.
+    CHECK(met("ip saddr @m drop", udp(), {{"m", {"10.0.0.1 : 0x00000001"}}}) == "m: 10.0.0.1 : 0x00000001");
     CHECK(met("jhash ip saddr mod 2 vmap { 0 : drop }", udp()) == "");
     CHECK(met("ip saddr & 255.255.255.0 vmap { 10.0.0.1 : drop }", udp()) == "");
     CHECK(met("meta mark set ip saddr map { 10.0.0.1 : 0x00000001 } udp dport { 7017 } drop", udp()) == "");

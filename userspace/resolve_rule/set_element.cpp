@@ -408,7 +408,7 @@ bool is_about_something_else(std::string_view word) {
 RuleLookups::RuleLookups(std::string_view rule, const NamedSet& named) {
     RuleReader reader(rule);
     std::string_view before;
-    while (!reader.at_end() && !may_end_rule(reader.word()) && lookups_.size() < max_lookups) {
+    while (!reader.at_end() && !may_end_rule(reader.word())) {
         if (reader.word() == "{") { // of a lookup that is negated or not understood, or of a set that is added to
             reader.braces();
             continue;
@@ -449,17 +449,20 @@ RuleLookups::RuleLookups(std::string_view rule, const NamedSet& named) {
             continue;
         if (reader.word() == "==")
             reader.skip();
-        if (reader.word() == "vmap")
+        const bool has_verdict = reader.word() == "vmap";
+        if (has_verdict)
             reader.skip();
         if (reader.word() == "{") {
             const std::string text(reader.braces());
-            lookups_.push_back({std::nullopt, std::make_shared<SetElements>(text, selectors, false)});
+            lookups_.push_back({std::nullopt, has_verdict, std::make_shared<SetElements>(text, selectors, false)});
         } else if (reader.word().starts_with('@')) {
             const std::string_view name = reader.word().substr(1);
             reader.skip();
             if (auto elements = named(name, selectors))
-                lookups_.push_back({std::string(name), std::move(elements)});
+                lookups_.push_back({std::string(name), has_verdict, std::move(elements)});
         }
+        if (lookups_.size() > max_lookups)
+            lookups_.pop_back();
     }
 }
 
@@ -469,10 +472,10 @@ std::vector<SetElement> RuleLookups::elements(const Packet& packet) const {
         auto found = lookup.elements->find(packet);
         if (!found)
             continue;
-        if (!found->verdict.empty() && found->verdict != "drop" && found->verdict != "continue")
+        if (lookup.has_verdict && found->verdict != "drop" && found->verdict != "continue")
             return {};
         out.push_back({lookup.set, std::move(found->text)});
-        if (found->verdict == "drop")
+        if (lookup.has_verdict && found->verdict == "drop")
             break;
     }
     return out;

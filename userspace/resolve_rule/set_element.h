@@ -42,7 +42,7 @@ public:
 
     struct Found {
         std::string text;    // as nft prints it, without counters and the time that is left
-        std::string verdict; // of a map: "drop", "jump chain"; empty in a set
+        std::string verdict; // of a map: "drop", "jump chain", or other data; empty in a set
     };
     // The element that holds the packet's values; nullopt where it is not known.
     std::optional<Found> find(const Packet& packet) const;
@@ -86,6 +86,7 @@ public:
 private:
     struct Lookup {
         std::optional<std::string> set;
+        bool has_verdict; // "vmap"
         std::shared_ptr<const SetElements> elements;
     };
     std::vector<Lookup> lookups_;
