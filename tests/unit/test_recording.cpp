@@ -491,7 +491,7 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Header header;
     header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 8, this one reads 7): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 9, this one reads 8): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};
