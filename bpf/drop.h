@@ -584,8 +584,9 @@ VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 		else
 			device_name(drop->out_dev, dev);
 	}
-	// What dies while it is forwarded is still at the device that it came in by.
-	if (drop->in_dev[0] && !drop->out_dev[0] && drop->family == 4 && dst &&
+	// What dies while it is forwarded is still at the device that it came in by. (At a hook the state says all; `reject`
+	// gives a packet the route of its answer.)
+	if (drop->key.hook == 0xff && drop->in_dev[0] && !drop->out_dev[0] && drop->family == 4 && dst &&
 	    BPF_CORE_READ((struct rtable *)dst, rt_type) == RTN_UNICAST) {
 		struct net_device *out = BPF_CORE_READ((struct dst_entry *)dst, dev);
 
