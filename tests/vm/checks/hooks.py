@@ -146,7 +146,8 @@ def expect_untold(group, drops, function, says, what):
 
 
 EXPLAINED = {"nf_confirm": "conntrack-confirm", "ipv4_confirm": "conntrack-confirm", "ipv4_conntrack_in": "conntrack-in",
-             "ipv6_conntrack_in": "conntrack-in", "ip_vs_in_hook": "ipvs", "nf_hook_run_bpf": "bpf-netfilter"}
+             "ipv6_conntrack_in": "conntrack-in", "ip_vs_in_hook": "ipvs", "nf_hook_run_bpf": "bpf-netfilter",
+             "nf_nat_ipv4_local_fn": "hook-function", "nf_nat_ipv6_local_fn": "hook-function"}
 
 
 def hook_functions_untold(group, guest, run, counters):
