@@ -242,7 +242,7 @@ private:
     bool on_record(std::span<const std::byte> bytes);
     void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
-    void name_netns(std::uint32_t inode);
+    void name_netns(std::uint32_t inode, std::int64_t died_ns);
     void follow_clock();
     void watch_rulesets(bool at_start = false);
     void begin_to_infer(const Capabilities& capabilities);
@@ -319,7 +319,7 @@ const tsdt_cause* LiveRun::cause_of(const tsdt_cause_key& key) {
     return &causes_.emplace(key, *cause).first->second;
 }
 
-void LiveRun::name_netns(std::uint32_t inode) {
+void LiveRun::name_netns(std::uint32_t inode, std::int64_t died_ns) {
     using namespace std::chrono_literals;
     if (inode == machine_.own_netns || (!named_.contains(inode) && named_.size() >= max_netns_names))
         return;
@@ -328,9 +328,9 @@ void LiveRun::name_netns(std::uint32_t inode) {
     if (path.empty() ? now < looked + 1s : leads_to_netns(path, inode))
         return;
     looked = now;
-    auto found = netns_name(inode);
+    auto found = netns_name(inode, died_ns);
     if (!found && now >= next_process_look_) {
-        found = netns_process(inode);
+        found = netns_process(inode, died_ns);
         next_process_look_ = Clock::now() + 20 * (Clock::now() - now);
     }
     if (!found && path.empty())
@@ -360,7 +360,7 @@ bool LiveRun::on_record(std::span<const std::byte> bytes) {
         spdlog::error("this is a bug, please report it: a record of a cause that is not in the kernel's map");
         return true;
     }
-    name_netns(record->key.netns);
+    name_netns(record->key.netns, static_cast<std::int64_t>(record->mono_ns) + machine_.realtime_minus_mono_ns);
     ++handled_;
     // CPUs enter theirs in an order that is nearly that of time.
     constexpr std::uint64_t disorder_ns = 1'000'000'000;

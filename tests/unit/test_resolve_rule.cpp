@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -1365,13 +1366,14 @@ TEST_CASE("resolve_rule: our own network namespace", "[resolve_rule]") {
     CHECK(ran);
     CHECK(open_netns(inode)); // this very process leads to it
     CHECK_FALSE(open_netns(1));
-    const auto process = netns_process(inode); // the oldest in it
+    const auto process = netns_process(inode, 1'000'000'000 * static_cast<std::int64_t>(std::time(nullptr) + 1)); // the oldest in it
+    CHECK_FALSE(netns_process(inode, 0)); // it had not begun then
     REQUIRE(process);
     CHECK(process->name.ends_with(']'));
     CHECK(leads_to_netns(process->path, inode));
     CHECK_FALSE(leads_to_netns(process->path, 1));
     CHECK_FALSE(leads_to_netns("/no/such/path", inode));
-    CHECK_FALSE(netns_process(1));
+    CHECK_FALSE(netns_process(1, 0));
     CHECK_FALSE(run_in_netns(1, [] {}));
 }
 

@@ -6,7 +6,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <ctime>
+#include <fstream>
 #include <memory>
+#include <sstream>
 #include <system_error>
 #include <thread>
 
@@ -85,6 +88,28 @@ Process find_by_process(std::uint32_t inode) {
     return {};
 }
 
+// Whether the process began after that time; also where that is not known.
+bool started_after(const std::string& directory, std::int64_t since_ns) {
+    std::ifstream file(directory + "/stat");
+    std::string text;
+    std::getline(file, text);
+    const std::size_t comm_end = text.rfind(')'); // the name may hold anything
+    if (comm_end == std::string::npos)
+        return true;
+    std::istringstream fields(text.substr(comm_end + 1));
+    std::string field;
+    for (int number = 3; number <= 22; ++number) // starttime, in ticks since the machine came up
+        fields >> field;
+    std::int64_t ticks = 0;
+    if (std::from_chars(field.data(), field.data() + field.size(), ticks).ec != std::errc{})
+        return true;
+    struct timespec real, boot;
+    clock_gettime(CLOCK_REALTIME, &real);
+    clock_gettime(CLOCK_BOOTTIME, &boot);
+    const std::int64_t came_up_ns = (real.tv_sec - boot.tv_sec) * 1'000'000'000LL + real.tv_nsec - boot.tv_nsec;
+    return came_up_ns + ticks * (1'000'000'000LL / sysconf(_SC_CLK_TCK)) > since_ns;
+}
+
 } // namespace
 
 std::uint32_t current_netns() {
@@ -92,18 +117,26 @@ std::uint32_t current_netns() {
     return stat(own_netns, &status) == 0 ? static_cast<std::uint32_t>(status.st_ino) : 0;
 }
 
-std::optional<NetnsName> netns_name(std::uint32_t inode) {
-    for (const char* directory : ip_netns_directories)
-        if (Named found = find_in_directory(directory, inode); found.fd)
-            return NetnsName{found.name, fmt::format("{}/{}", directory, found.name)};
+std::optional<NetnsName> netns_name(std::uint32_t inode, std::int64_t since_ns) {
+    for (const char* directory : ip_netns_directories) {
+        Named found = find_in_directory(directory, inode);
+        struct stat status;
+        if (!found.fd || stat(directory, &status) != 0)
+            continue;
+        if (status.st_mtim.tv_sec * 1'000'000'000LL + status.st_mtim.tv_nsec > since_ns)
+            return std::nullopt;
+        return NetnsName{found.name, fmt::format("{}/{}", directory, found.name)};
+    }
     return std::nullopt;
 }
 
-std::optional<NetnsName> netns_process(std::uint32_t inode) {
+std::optional<NetnsName> netns_process(std::uint32_t inode, std::int64_t since_ns) {
     const Process process = find_by_process(inode);
     if (!process.fd)
         return std::nullopt;
     const std::string directory = "/proc/" + process.directory;
+    if (started_after(directory, since_ns))
+        return std::nullopt;
     char comm[64];
     const Fd file(open((directory + "/comm").c_str(), O_RDONLY | O_CLOEXEC));
     const ssize_t size = file ? read(file.get(), comm, sizeof(comm)) : -1;

@@ -20,12 +20,13 @@ struct NetnsName {
     std::string path; // leads to the namespace
 };
 
-// The name under which `ip netns` shows the namespace; nullopt when it has none or is gone.
-std::optional<NetnsName> netns_name(std::uint32_t inode);
+// The name under which `ip netns` shows the namespace that had this number at `since_ns` (CLOCK_REALTIME); nullopt when it
+// has none, is gone, or when names have come or gone since then: the number may be that of another one by now.
+std::optional<NetnsName> netns_name(std::uint32_t inode, std::int64_t since_ns);
 
-// The name of the oldest process that lives in it, that of a container mostly: "nginx[1234]". Looks at no more than
-// 65,536 processes.
-std::optional<NetnsName> netns_process(std::uint32_t inode);
+// The name of the oldest process that lives in it, that of a container mostly: "nginx[1234]"; nullopt, too, when that one
+// began after `since_ns`. Looks at no more than 65,536 processes.
+std::optional<NetnsName> netns_process(std::uint32_t inode, std::int64_t since_ns);
 
 // Whether the path still leads to it. An inode's number is given to another namespace as soon as it is free.
 bool leads_to_netns(const std::string& path, std::uint32_t inode);

@@ -57,7 +57,7 @@ listen() { # NUMBER MODE MAXLEN
     listen 75 drop 100
     listen 77 accept 100
     # The module is noticed within a second; under emulation it may take seconds to attach to it.
-    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions nfqnl_enqueue_packet nfqnl_recv_verdict_batch
+    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions nfqnl_enqueue_packet "nfqnl_recv_verdict [nf" nfqnl_recv_verdict_batch
     pause 1
     mark listening
     ip netns exec provider /tests/send $vm4 2 7771 7772 7774 7775 7776 7777 7778
