@@ -286,6 +286,12 @@ const Placeholder placeholders[] = {
     {"sender", [](const Subject& s) { return process_text(s.drop.process); }},
     {"waiting",
      [](const Subject& s) { return s.drop.evidence ? process_text(s.drop.evidence->waiting) : std::string{}; }},
+    {"waiter", // the same at the beginning of a sentence, also where the process was not found in time
+     [](const Subject& s) {
+         if (!s.drop.evidence || s.drop.evidence->socket_waits != true)
+             return std::string{};
+         return s.drop.evidence->waiting ? process_text(s.drop.evidence->waiting) : "A socket";
+     }},
     {"reason", [](const Subject& s) { return std::string(reason_of(s.drop.site)); }},
     {"symbol", [](const Subject& s) { return std::string(symbol_of(s.drop.site.location)); }},
 };
