@@ -968,7 +968,7 @@ def preempted(group, guest, backend):
         rule, named = drop["rule"], named + 1
         if port_of.get((rule["family"], rule["chain"], rule["number"])) != drop["packet"]["dport"]:
             group.true(False, f"port {drop['packet']['dport']}: the rule of another packet", rule)
-    group.true(len(run.drops) > 1000, "drop lines", len(run.drops))
+    group.true(len(run.drops) > 300, "drop lines", len(run.drops))
     # The kernel does not run a program on top of itself: with very bad luck two packets at once are not told apart.
     group.true(named >= 0.9 * len(run.drops), "drops whose rule is named", f"{named} of {len(run.drops)}")
     # What REJECT answers with matches the filter by the packet that it quotes; its end is no rule's doing.
