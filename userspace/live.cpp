@@ -515,7 +515,7 @@ std::vector<Way> LiveRun::ways(const KernelCounts& last) const {
     if (!last.seen || !options_.netns.empty())
         return {};
     const Seen seen = decode::decode_seen(*last.seen, machine_);
-    const bool tunnel = std::ranges::any_of(seen.sent.by_dev, [](const auto& dev) { return may_be_tunnel(dev.first); });
+    const bool tunnel = std::ranges::any_of(seen.sent.by_dev, left_by_tunnel);
     if (seen.sent.packets != 0 && !tunnel)
         return {};
     std::vector<std::pair<std::string, Address>> ranges;

@@ -237,8 +237,9 @@ bool is_of_tailscale(std::string_view dev) {
     return dev.starts_with("tailscale");
 }
 
-bool may_be_tunnel(std::string_view dev) {
-    return is_of_tailscale(dev) || dev.starts_with("tun") || dev.starts_with("utun");
+bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device) {
+    const std::string& dev = device.first;
+    return device.second > 0 && (is_of_tailscale(dev) || dev.starts_with("tun") || dev.starts_with("utun"));
 }
 
 bool may_be_of_others(const Way& way) {

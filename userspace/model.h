@@ -258,8 +258,8 @@ struct Way {
     Route route;
 };
 
-// A device behind which a program takes the packets (TUN), going by its name.
-bool may_be_tunnel(std::string_view dev);
+// Whether packets left by a device behind which a program takes them (TUN), going by its name.
+bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device); // of SeenWay::by_dev
 bool is_of_tailscale(std::string_view dev);
 // Tailscale's table leads there by a route to a whole network, so that it need not be the tailnet that is meant.
 bool may_be_of_others(const Way&);

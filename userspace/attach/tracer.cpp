@@ -197,7 +197,9 @@ void fill_in(std::vector<bpf_insn>& instructions) {
         if (index >= std::size(placeholders))
             continue;
         const auto& [name, src_reg, else_name] = placeholders[index];
-        const std::uint32_t number = vmlinux_id(name) ? vmlinux_id(name) : vmlinux_id(else_name);
+        std::uint32_t number = vmlinux_id(name);
+        if (!number)
+            number = vmlinux_id(else_name);
         instruction.imm = static_cast<std::int32_t>(number);
         instruction.src_reg = number ? src_reg : 0;
     }

@@ -143,7 +143,7 @@ CheckVerdict verdict(const Target& target, const Answer& answer, const Summary& 
                    fmt::format("{} did not answer what was asked: {} left by {}, {} came in from there, and none was "
                                "dropped here",
                                what, packets_text(sent.packets), devices(sent), packets_text(received.packets)));
-    const bool tunnel = std::ranges::any_of(sent.by_dev, [](const auto& dev) { return may_be_tunnel(dev.first); });
+    const bool tunnel = std::ranges::any_of(sent.by_dev, left_by_tunnel);
     std::string text =
         fmt::format("{} did not answer: {} left by {}, none came back{}", what, packets_text(sent.packets),
                     devices(sent), tunnel ? behind_tunnel(summary) : ": the loss is not on this machine");

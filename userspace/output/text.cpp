@@ -518,10 +518,6 @@ std::optional<std::uint64_t> dropped_on_the_way_in(const Summary& summary) {
     return packets;
 }
 
-bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device) {
-    return device.second > 0 && may_be_tunnel(device.first);
-}
-
 // What left by a tunnel of a program has not left the machine yet: that program may drop it, which the kernel does not
 // see. Tailscale takes there whatever its routes cover, also what was meant for somebody else.
 std::string tunnel_words(const Summary& summary) {
