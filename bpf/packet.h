@@ -85,11 +85,9 @@ static __always_inline void read_ports(struct tsdt_headers *headers, const struc
 	headers->has_ports = 1;
 }
 
-static __always_inline void read_ipv4(struct tsdt_headers *headers, struct window *window)
+static __always_inline void read_ipv4(struct tsdt_headers *headers, struct window *window, struct iphdr ip)
 {
-	struct iphdr ip;
-
-	if (!read_at(window, window->at, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+	if (ip.ihl < 5)
 		return;
 	headers->family = 4;
 	headers->proto = ip.protocol;
@@ -111,7 +109,7 @@ static __always_inline void read_ipv6(struct tsdt_headers *headers, struct windo
 	struct extension_walk walk = {.head = window->head, .end = window->end};
 	struct ipv6hdr ip;
 
-	if (!read_at(window, window->at, &ip, sizeof(ip)) || ip.version != 6)
+	if (!read_at(window, window->at, &ip, sizeof(ip)))
 		return;
 	headers->family = 6;
 	window->ttl = ip.hop_limit;
@@ -141,17 +139,17 @@ static __always_inline void read_ipv6(struct tsdt_headers *headers, struct windo
 // below: the verifier then looks at each of them once, and not again for every way that leads to it.
 VERIFIED_ONCE int read_headers(struct tsdt_headers *headers, struct window *window)
 {
-	u8 first = 0;
+	struct iphdr ip; // that of IPv6 is longer
 
 	if (!headers || !window)
 		return 0;
 	window->l4 = 0;
 	window->length = 0;
-	if (!read_at(window, window->at, &first, sizeof(first)))
+	if (!read_at(window, window->at, &ip, sizeof(ip)))
 		return 0;
-	if (first >> 4 == 4)
-		read_ipv4(headers, window);
-	else if (first >> 4 == 6)
+	if (ip.version == 4)
+		read_ipv4(headers, window, ip);
+	else if (ip.version == 6)
 		read_ipv6(headers, window);
 	return 0;
 }

@@ -36,6 +36,8 @@ struct {
 
 __u64 unseen; // packets that found no room in `seen`
 
+// What the kernel's structures hold is read by loads here, since every packet of the filter comes by. But not their pointers
+// to other structures: each such load takes the verifier 7 ms (6.12), which looks through all types for what makes it safe.
 #define IS_EMPTY(dev, list)                                                                   \
 	((u64)BPF_CORE_READ(dev, list.next) == (u64)(dev) + bpf_core_field_offset(struct net_device, list))
 
@@ -45,40 +47,26 @@ static __always_inline bool is_stacked(struct net_device *dev)
 	return !IS_EMPTY(dev, adj_list.upper) || !IS_EMPTY(dev, adj_list.lower);
 }
 
-static __always_inline bool was_sent_before(struct sk_buff *skb)
+__noinline int was_sent_before(u64 address)
 {
-	u64 address = (u64)skb;
+	struct sk_buff *skb = (struct sk_buff *)address;
 	struct sent now = {.fingerprint = fingerprint_of(skb), .mono_ns = bpf_ktime_get_ns()};
 	struct sent *before = bpf_map_lookup_elem(&sent_before, &address);
 
 	if (before && before->fingerprint == now.fingerprint && now.mono_ns - before->mono_ns < SENT_AGAIN_NS)
-		return true;
+		return 1;
 	bpf_map_update_elem(&sent_before, &address, &now, BPF_ANY);
-	return false;
+	return 0;
 }
 
-// Counts the packet if it matches the filter. `at`: where its IP header is, from skb->head.
-__noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
+// `name`: the device's, as it lies in memory. (Behind its end is what the kernel has there; userspace stops at the end.)
+__noinline int count_by_device(u32 netns, u32 way, u64 name, u64 name_end)
 {
-	struct sk_buff *skb = (struct sk_buff *)skb_address;
-	struct net_device *dev = (struct net_device *)dev_address;
-	struct window window = {.head = (u64)BPF_CORE_READ(skb, head), .end = BPF_CORE_READ(skb, tail), .at = at};
-	struct tsdt_headers headers = {};
-	struct tsdt_seen_key key = {.way = way};
+	struct tsdt_seen_key key = {.netns = netns, .way = way};
 	struct tsdt_seen *counted, first = {};
-	u16 protocol = BPF_CORE_READ(skb, protocol);
 
-	if (!is_active() || (protocol != bpf_htons(ETH_P_IP) && protocol != bpf_htons(ETH_P_IPV6)))
-		return 0;
-	read_headers(&headers, &window);
-	if (!(ways_of(&headers, headers.proto) & (way == TSDT_SEEN_SENT ? GOES_TO : COMES_FROM)))
-		return 0;
-	key.netns = BPF_CORE_READ(dev, nd_net.net, ns.inum);
-	if (by_netns ? !chosen(TSDT_CHOICE_NETNS, key.netns) : key.netns != own_netns)
-		return 0;
-	device_name(key.dev, dev);
-	if ((by_device && !chosen_device(key.dev)) || (way == TSDT_SEEN_SENT && is_stacked(dev) && was_sent_before(skb)))
-		return 0;
+	*(u64 *)&key.dev[0] = name;
+	*(u64 *)&key.dev[8] = name_end;
 	counted = bpf_map_lookup_elem(&seen, &key);
 	if (!counted) {
 		first.first_ns = bpf_ktime_get_ns();
@@ -94,11 +82,54 @@ __noinline int count_seen(u64 skb_address, u64 dev_address, u32 at, u32 way)
 	return 0;
 }
 
+static __always_inline bool is_chosen_device(struct net_device *dev)
+{
+	struct device key = {};
+
+	device_name(key.name, dev);
+	return chosen_device(key.name);
+}
+
+// Whether the packet, whose IP header is at `at` from skb->head, is one that the user asked for.
+static __always_inline bool passes_filter(struct sk_buff *skb, u32 at, u32 way)
+{
+	struct window window = {.head = (u64)skb->head, .end = skb->tail, .at = at};
+	struct tsdt_headers headers = {};
+
+	read_headers(&headers, &window);
+	return ways_of(&headers, headers.proto) & (way == TSDT_SEEN_SENT ? GOES_TO : COMES_FROM);
+}
+
+// Counts the packet if it matches the filter. The verifier knows the type of `dev` where it is sent, but not where it is
+// received: skb->dev was no load.
+static __always_inline int count_seen(struct sk_buff *skb, struct net_device *dev, u32 at, u32 way)
+{
+	u32 netns;
+	u64 name[2];
+
+	if (!is_active() || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return 0;
+	netns = netns_of(dev);
+	if (by_netns ? !chosen(TSDT_CHOICE_NETNS, netns) : netns != own_netns)
+		return 0;
+	if (!passes_filter(skb, at, way) || (by_device && !is_chosen_device(dev)))
+		return 0;
+	if (way == TSDT_SEEN_RECEIVED) {
+		bpf_core_read(name, sizeof(name), &dev->name);
+	} else {
+		if (is_stacked(dev) && was_sent_before(as_number(skb)))
+			return 0;
+		name[0] = *(u64 *)&dev->name[0];
+		name[1] = *(u64 *)&dev->name[8];
+	}
+	return count_by_device(netns, way, name[0], name[1]);
+}
+
 static __noinline int sent(u64 *ctx)
 {
 	struct sk_buff *skb = (void *)ctx[0];
 
-	return count_seen(as_number(skb), as_number((void *)ctx[1]), skb->network_header, TSDT_SEEN_SENT);
+	return count_seen(skb, (void *)ctx[1], skb->network_header, TSDT_SEEN_SENT);
 }
 
 // A device that stands for others hands what has come in by these on a second time.
@@ -108,7 +139,7 @@ static __noinline int received(u64 *ctx)
 
 	if (skb->skb_iif)
 		return 0;
-	return count_seen(as_number(skb), as_number(skb->dev), (u64)skb->data - (u64)skb->head, TSDT_SEEN_RECEIVED);
+	return count_seen(skb, BPF_CORE_READ(skb, dev), (u64)skb->data - (u64)skb->head, TSDT_SEEN_RECEIVED);
 }
 
 // ---- the programs, of which userspace loads one for each of two places ----

@@ -577,7 +577,7 @@ def options(group, guest, validator):
     # What is noise is shown where that is asked for, else it is counted. Others saw it for longer.
     of_noise = {}  # place -> reasons
     for drop in noisy.drops:
-        if match := re.match(r"(ping_rcv|icmp_rcv|icmpv6_rcv|skb_queue_purge)\b", drop["drop"]["location"]):
+        if match := re.match(r"(ping_rcv|icmp_rcv|icmpv6_rcv|skb_queue_purge)(?:_reason)?\b", drop["drop"]["location"]):
             of_noise.setdefault(match.group(1), Counter())[drop["drop"]["reason"]] += 1
     group.true({"icmpv6_rcv", "skb_queue_purge"} <= set(of_noise) and {"ping_rcv", "icmp_rcv"} & set(of_noise),
                "--verbose: noise is shown, by its place", of_noise)
