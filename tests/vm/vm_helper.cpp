@@ -4,13 +4,14 @@
 //   vm_helper queue NUMBER drop|accept|hold [MAXLEN]  listens on a queue of NFQUEUE: its verdict on each packet
 //   vm_helper bpf PF HOOK PRIORITY                    a BPF program drops all packets at a hook of netfilter
 //   vm_helper bpf-egress CGROUP                       a BPF program drops what the processes of that control group send
+//   vm_helper bpf-ingress CGROUP                      the same for what comes to their sockets
 //   vm_helper xdp DEVICE                              an XDP program drops all that comes in by the device
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
 //   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
 //                                                     times with a second in between
 //
-// The first four say "ready", or the id of the program, when they do so, and run until they are killed.
+// The first five say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -258,6 +259,8 @@ int main(int count, char** arguments) {
         drop_with_bpf(static_cast<std::uint32_t>(number(2)), static_cast<std::uint32_t>(number(3)), number(4));
     if (what == "bpf-egress" && count == 3)
         attach_bpf(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, 0, open(arguments[2], O_RDONLY | O_DIRECTORY), 0);
+    if (what == "bpf-ingress" && count == 3)
+        attach_bpf(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_INGRESS, 0, open(arguments[2], O_RDONLY | O_DIRECTORY), 0);
     if (what == "xdp" && count == 3) {
         constexpr std::uint32_t in_the_stack = 1U << 1; // XDP_FLAGS_SKB_MODE
         attach_bpf(BPF_PROG_TYPE_XDP, BPF_XDP, 1, static_cast<int>(if_nametoindex(arguments[2])),

@@ -173,6 +173,9 @@ def kernel(guest):
         ("10.79.2.1", 7323): Told("kernel-qdisc-.*", "tc -s qdisc show dev slow0", hides=["tunnel"]),
         (VM, 7325): Told("kernel-tc-ingress", "tc filter show dev eth0 ingress; bpftool net show dev eth0"),
         (DNS, 7326): Told("kernel-tc-egress", "tc filter show dev eth0 egress; bpftool net show dev eth0"),
+        # A socket's own filter, a program on its control group: the kernel does not tell one from the other.
+        (VM, 7334): Told("kernel-socket-filter", "bpftool cgroup tree", ["ausearch -m avc -ts recent"], ["the kernel does not say"]),
+        (VM, 7335): Told("kernel-socket-filter", "bpftool cgroup tree", ["ausearch -m avc -ts recent"], ["the kernel does not say"]),
         (VM, 7328): Told("kernel-xdp", "bpftool net show dev eth0"),
         (DNS, 7329): Told("kernel-bpf-cgroup-egress", "bpftool cgroup tree"),
         ("10.0.0.4", 7330): Told("kernel-xfrm-policy", "ip xfrm policy; ip xfrm state"),

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import come_and_go, differential, evidence, explanations, hooks, inferred
+from . import come_and_go, differential, evidence, explanations, hooks, inferred, selinux
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -1178,14 +1178,14 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
              *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", *inferred.SCENARIOS,
-             *hooks.SCENARIOS]
+             *hooks.SCENARIOS, *selinux.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
 # rather than the kernel's, or differs between the oldest kernel and the others only.
 NOT_EVERYWHERE = {
     "various": ["5.10", "6.1"], "evidence": ["6.12", "newest"], "options": ["6.1"], "command": ["6.1"],
     "check": ["6.1", "newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
-    "come-and-go": ["5.10", "6.12"], "lockdown": ["5.10", "newest"], "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
+    "come-and-go": ["5.10", "6.12"], "lockdown": ["5.10", "newest"], "selinux": ["newest"], "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
@@ -1289,6 +1289,8 @@ def all_checks(report, guest, validator, program):
     run_replay("explanations", "replay of real causes")
     hooks.all_checks(run, validator)
     come_and_go.all_checks(run, validator)
+    selinux.all_checks(run, validator)
+    run_replay("selinux", "replay: selinux")
     for name in [name for name in hooks.SCENARIOS if name in wanted]:
         if name != "legacy-bridge" or "ebtables" in guest.text("legacy-bridge/modules"):  # 7.2 has none
             run_replay(name, f"replay: {name}")

@@ -254,14 +254,24 @@ tc filter add dev eth0 egress protocol ip prio 1 u32 match ip dport 7326 0xffff 
 ip xfrm policy add src 100.100.2.136 dst 10.0.0.4 dir in tmpl proto esp mode transport
 mkdir -p /tmp/cgroup
 mount -t cgroup2 none /tmp/cgroup
-mkdir -p /tmp/cgroup/denied
+mkdir -p /tmp/cgroup/denied /tmp/cgroup/shut
 vm_helper bpf-egress /tmp/cgroup/denied >"$out/cgroup.ready" &
 helpers=($!)
-# Sockets that nobody reads, one for each of these ports; and a TUN that is open and not read. (Only what perl itself has.)
+vm_helper bpf-ingress /tmp/cgroup/shut >"$out/cgroup-in.ready" &
+helpers+=($!)
+wait_for 10 "$out/cgroup-in.ready" ready
+# Sockets that nobody reads, one for each of these ports; 7334 has a filter that takes nothing, 7335 is of the group whose
+# program drops all that comes; and a TUN that is open and not read. (Only what perl itself has.)
 sysctl -qw net.core.rmem_default=20000000
 # shellcheck disable=SC2016 # perl's
 perl -e 'my @open;
-    for (7317, 7318, 7330) { socket(my $s, 2, 2, 17) or die; setsockopt($s, 1, 8, pack("i", 1)) if $_ == 7317;
+    my $nothing = pack("S C C L", 6, 0, 0, 0); # BPF_RET | BPF_K
+    sub join_group { open(my $group, ">", "/tmp/cgroup$_[0]/cgroup.procs") or die; print $group "0" or die; close($group) or die; }
+    for (7317, 7318, 7330, 7334, 7335) {
+        join_group("/shut") if $_ == 7335;
+        socket(my $s, 2, 2, 17) or die; setsockopt($s, 1, 8, pack("i", 1)) if $_ == 7317;
+        join_group("") if $_ == 7335;
+        setsockopt($s, 1, 26, pack("S x6 P", 1, $nothing)) or die if $_ == 7334; # SO_ATTACH_FILTER
         bind($s, pack("S n C4 x8", 2, $_, 0, 0, 0, 0)) or die; push @open, $s; }
     open(my $tun, "+<", "/dev/net/tun") or die; push @open, $tun;
     my $name = pack("a16 S x22", "tailscale9", 0x1001);
@@ -312,7 +322,7 @@ numbers() { seq -s " " "$1" "$2"; }
         echo "to $vm4 $(numbers 7121 7133) 7141 7142 7161 7162 7201 7202 7203 7204 7209 7213 7214 7215 7219 7220"
         echo "to $vm6 7128 7129"
         echo "to 172.17.0.2 7146; to 172.17.0.4 7147; to 172.17.0.3 7211; to 10.0.0.3 7148 7218; to 10.9.0.2 7149"
-        echo "to 10.9.0.3 7216; to $vm4 7316 7325; to 10.0.0.4 7330; to 10.77.0.1 7313; to 10.78.0.1 7314"
+        echo "to 10.9.0.3 7216; to $vm4 7316 7325 7334 7335; to 10.0.0.4 7330; to 10.77.0.1 7313; to 10.78.0.1 7314"
         echo "for i in 1 2 3 4 5 6 7 8; do to $vm4 7317; done"
     } | in_provider bash
     # From here.

@@ -11,7 +11,7 @@ iptables-nft -A INPUT -p udp --dport 7402 -j DROP
 nft add table inet locked
 nft add chain inet locked input '{ type filter hook input priority 10; }'
 nft add rule inet locked input udp dport 7403 counter drop
-mountpoint -q /sys/kernel/security || mount -t securityfs none /sys/kernel/security
+[ -e /sys/kernel/security/lockdown ] || mount -t securityfs none /sys/kernel/security
 for mode in integrity confidentiality; do
     echo $mode >/sys/kernel/security/lockdown
     cat /sys/kernel/security/lockdown >>"$out/modes"
