@@ -30,6 +30,7 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "attach/reason_names.h"
 #include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
@@ -327,6 +328,7 @@ struct Tracer::State {
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; on 5.10 always: no module brings types there
     decode::KernelNames names;
+    std::optional<std::set<std::string>> reasons_of; // the modules that have been asked for names of reasons; none: few
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     std::map<std::string, std::uint64_t> loads;             // kprobes: of the modules, then
@@ -1099,6 +1101,18 @@ bool Tracer::has_nf_tables() const {
 
 const decode::KernelNames& Tracer::names() const {
     return state_->names;
+}
+
+bool Tracer::learn_reasons() {
+    if (state_->names.reasons.empty()) // the kernel gives none
+        return false;
+    auto modules = modules_with_btf();
+    if (state_->reasons_of == modules)
+        return false;
+    state_->reasons_of = std::move(modules);
+    const auto before = state_->names.reasons.size();
+    state_->names.reasons.merge(read_reasons().reasons);
+    return state_->names.reasons.size() > before;
 }
 
 Capabilities Tracer::capabilities() const {
