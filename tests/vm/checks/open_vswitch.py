@@ -99,6 +99,17 @@ def chosen(group, guest, validator):
     group.equal(sum(c["packets"] for c in ran.final["causes"]), sum(wanted.values()), "--reason: packets that are counted")
 
 
+def located(group, guest, drops):
+    """Those of which it is known who has freed them. On 5.10 that is looked up later, and the module is loaded again here:
+    it may be too late then, and what lies there by now is not to be named."""
+    known = [d for d in drops if not d["drop"]["location"].startswith("0x")]
+    for drop in drops:
+        if drop not in known:
+            group.true(guest.old, "an address that has no name", drop)
+            group.equal(drop["explanation"]["id"], "kernel-not-specified", "an address that has no name: explanation")
+    return known
+
+
 def unnamed(group, guest, run):
     """Before 6.7 the kernel has no reasons of Open vSwitch, and does not call it a drop what a flow does on purpose."""
     flows, counts = counters(guest, "counts")
@@ -107,10 +118,12 @@ def unnamed(group, guest, run):
         group.equal([d for d in run.drops_to_port(port) if by_open_vswitch(d)], [],
                     f"port {port}: the kernel has consumed them, as it says")
     group.true(counts["meter"] > 0, "packets that the meter has dropped", counts)
-    for port in (7955, 7958):  # a circle, a port that is not there
+    for port, function in ((7955, "clone_execute"), (7958, "do_execute_actions|do_output")):  # a circle, no such port
         drops = run.drops_to_port(port)
         group.equal(len(drops), 2, f"port {port}: drop lines")
-        expect(group, guest, drops, port, {"reason": "NOT_SPECIFIED"}, {"explanation": {"id": "kernel-ovs-action"}})
+        expect(group, guest, located(group, guest, drops), port,
+               {"reason": "NOT_SPECIFIED", "location": lambda text, f=function: re.match(rf"({f})[\w.]*\+0x", text)},
+               {"explanation": {"id": "kernel-ovs-action"}})
     group.equal({d["drop"]["reason"] for d in run.drops if by_open_vswitch(d)}, {"NOT_SPECIFIED"}, "reasons")
 
 
@@ -123,9 +136,14 @@ def check(group, guest, validator):
     # Where no flow takes a packet, nobody can be asked what to do with it.
     missed = run.drops_to_port(7959)
     group.equal(len(missed), 2, "port 7959: drop lines")
-    expect(group, guest, missed, 7959, {"reason": "NOT_SPECIFIED", "location": lambda text: re.match(
+    expect(group, guest, located(group, guest, missed), 7959, {"reason": "NOT_SPECIFIED", "location": lambda text: re.match(
         r"ovs_dp_process_packet\+0x\S+ \[openvswitch\]", text)}, {"explanation": {"id": "kernel-ovs-upcall"}})
     group.true(counters(guest, "counts")[1]["lost"] >= 2, "packets that the kernel counts as lost")
+    if guest.old:
+        late = run.drops_to_port(7973)  # where the module lay before at the same address, it is known by then
+        group.equal(len(late), 2, "port 7973: drop lines")
+        expect(group, guest, located(group, guest, late), 7973, {"location": lambda text: text.startswith("clone_execute+")}, {
+            "explanation": {"id": "kernel-ovs-action"}})
     early = guest.run(SCENARIO, "early", "")
     reasons = with_reasons(guest)
     group.equal((early.exit, early.out), (3 if guest.old else 2, ""), "--reason, before the module is there: refused")

@@ -50,11 +50,19 @@ trace run --dst "$ranges" --record "$out/recording"
     rmmod openvswitch
     lsmod >"$out/modules.unloaded"
     modprobe openvswitch
-    datapath 1:7971 1:7972:drop=0
+    datapath 1:7971 1:7972:drop=0 1:7973:recirc=1
     send 2 7971 7972
     pause 0.5
     vm_helper ovs show dp0 >"$out/counts.again"
+    # There it is tsdroptrace that looks up who has freed a packet, after the packet has died.
+    [ -z "$old" ] || { kill -STOP "${tracers[run]}" && send 2 7973; }
     vm_helper ovs del dp0
+    if [ -n "$old" ]; then
+        rmmod openvswitch
+        modprobe openvswitch
+        kill -CONT "${tracers[run]}"
+        pause 1
+    fi
 } >"$out/send.log" 2>&1
 stop run
 rmmod openvswitch
