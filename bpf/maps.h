@@ -184,6 +184,20 @@ static __always_inline bool is_about(const struct verdict *verdict, struct sk_bu
 // userspace last attached to what is there.
 __u32 expressions_loaded, expressions_traced;
 
+#ifdef TSDT_LINUX_5_10
+// When a module has been loaded, since the start, last. Addresses are named by userspace there, a while after a packet has
+// died: something else may be at them by then.
+struct module_name {
+	char text[56];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct module_name);
+	__type(value, u64); // bpf_ktime_get_ns()
+} module_loads SEC(".maps");
+#endif
+
 // Whether the matches of iptables-nft are traced (match.h): set by userspace.
 __u32 matches_traced;
 

@@ -142,6 +142,13 @@ int on_module_load(u64 *ctx) // struct module *
 {
 	struct module *module = (void *)ctx[0];
 	char name[8] = {};
+#ifdef TSDT_LINUX_5_10
+	struct module_name whole = {};
+	u64 now = bpf_ktime_get_ns();
+
+	BPF_CORE_READ_STR_INTO(&whole.text, module, name);
+	bpf_map_update_elem(&module_loads, &whole, &now, BPF_ANY);
+#endif
 
 	BPF_CORE_READ_STR_INTO(&name, module, name);
 	if (begins_with(name, "nft_", 4))

@@ -243,6 +243,7 @@ private:
     void on_ruleset_change(std::span<const std::byte> bytes);
     const tsdt_cause* cause_of(const tsdt_cause_key& key);
     void name_netns(std::uint32_t inode, std::int64_t died_ns);
+    void name_reasons(std::span<const tsdt_cause> causes);
     void follow_clock();
     void watch_rulesets(bool at_start = false);
     void begin_to_infer(const Capabilities& capabilities);
@@ -257,8 +258,8 @@ private:
     void go_on_checking(Clock::time_point now);
     bool is_checked() const;
     void finish();
-    KernelCounts cause_counts() const;
-    KernelCounts counts() const;
+    KernelCounts cause_counts();
+    KernelCounts counts();
     std::vector<Way> ways(const KernelCounts& last) const;
     void record(const KernelCounts& last);
 
@@ -313,10 +314,20 @@ const tsdt_cause* LiveRun::cause_of(const tsdt_cause_key& key) {
     const auto cause = tracer_->cause(key);
     if (!cause)
         return nullptr;
+    name_reasons({&*cause, 1});
     recorder_.write(&recording::Writer::cause, *cause);
     if (const auto suspects = decode::suspects(*cause))
         tracer_->trace_suspects(*suspects);
     return &causes_.emplace(key, *cause).first->second;
+}
+
+// A module that has come since the start may have brought reasons of its own.
+void LiveRun::name_reasons(std::span<const tsdt_cause> causes) {
+    const auto is_known = [this](const tsdt_cause& cause) { return machine_.names.reasons.contains(cause.key.reason); };
+    if (std::ranges::all_of(causes, is_known) || !tracer_->learn_reasons())
+        return;
+    machine_.names = tracer_->names();
+    recorder_.write(&recording::Writer::reasons, machine_.names);
 }
 
 void LiveRun::name_netns(std::uint32_t inode, std::int64_t died_ns) {
@@ -497,13 +508,14 @@ void LiveRun::follow_clock() {
     }
 }
 
-KernelCounts LiveRun::cause_counts() const {
+KernelCounts LiveRun::cause_counts() {
     KernelCounts counts{tracer_->causes(), {}, tracer_->lost()};
+    name_reasons(counts.causes);
     counts.handled_until_ns = handled_until_ns_;
     return counts;
 }
 
-KernelCounts LiveRun::counts() const {
+KernelCounts LiveRun::counts() {
     KernelCounts counts = cause_counts(); // before the flows: see Aggregator
     add_flows(counts, tracer_->flows());
     counts.seen = tracer_->seen();

@@ -78,6 +78,8 @@ public:
             meta_.machine.netns_names.insert_or_assign(netns.inode, netns.name);
     }
 
+    void reasons(decode::KernelNames names) override { meta_.machine.names = std::move(names); }
+
     void evidence(evidence::Entry entry) override { evidence_.add(std::move(entry)); }
 
     void ruleset(RulesetChange change) override {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // What attach does without a kernel.
+#include "attach/reason_names.h"
 #include "attach/type_excerpt.h"
 
 #include <memory>
@@ -121,4 +122,29 @@ TEST_CASE("an excerpt says when a type cannot be copied") {
     const int broken = btf__add_struct(kernel.get(), "broken", 8);
     btf__add_field(kernel.get(), "self", broken, 0, 0);
     CHECK_FALSE(excerpt.add(kernel.get(), static_cast<unsigned>(broken), 0, 0));
+}
+
+TEST_CASE("reasons are called what the kernel calls them") {
+    const Btf kernel(btf__new_empty());
+    btf* types = kernel.get();
+    const auto add = [&](const char* list, std::initializer_list<std::pair<const char*, __s64>> values) {
+        const int id = btf__add_enum(types, list, 4);
+        for (const auto& [name, value] : values)
+            btf__add_enum_value(types, name, value);
+        return btf__type_by_id(types, static_cast<__u32>(id));
+    };
+    decode::KernelNames names;
+    // As they come: subsystems before the core (7.2), what is there for a checker before the real ones (6.12).
+    add_reasons(types, add("qdisc_drop_reason", {{"QDISC_DROP_UNSPEC", 0}, {"QDISC_DROP_GENERIC", 0x30001}}), names);
+    const auto* core = add(
+        "skb_drop_reason", {{"SKB_NOT_DROPPED_YET", 0}, {"SKB_CONSUMED", 1}, {"SKB_DROP_REASON_NO_SOCKET", 3}});
+    add_reasons(types, core, names);
+    add_reasons(types, add("___mac80211_drop_reason", {{"___RX_CONTINUE", 1}, {"___RX_DROP_U_REPLAY", 0x10002}}), names);
+    add_reasons(types, add("mac80211_drop_reason", {{"RX_CONTINUE", 1}, {"RX_DROP_U_REPLAY", 0x10002}}), names);
+    add_reasons(types, add("something_else", {{"OTHER", 0x40001}}), names);
+    CHECK(names.reasons == std::map<std::uint32_t, std::string>{{0, "SKB_NOT_DROPPED_YET"},
+                                                                {1, "SKB_CONSUMED"},
+                                                                {3, "NO_SOCKET"},
+                                                                {0x10002, "RX_DROP_U_REPLAY"},
+                                                                {0x30001, "QDISC_DROP_GENERIC"}});
 }

@@ -435,6 +435,7 @@ TEST_CASE("noise is a reason at a place, and never netfilter", "[explain]") {
     CHECK(explainer.is_noise(kernel_drop("QUEUE_PURGE", "skb_queue_purge_reason+0x1/0x2")));
     CHECK(explainer.is_noise(kernel_drop("NOT_SPECIFIED", "ip6_mc_input+0x1/0x2")));
     CHECK(!explainer.is_noise(kernel_drop("NOT_SPECIFIED", "ip6_input+0x1/0x2")));
+    CHECK(explainer.is_noise(kernel_drop("NOT_SPECIFIED", "inet_rtm_getroute+0x471/0x8d0")));
     CHECK(explainer.is_noise(kernel_drop("NOT_SPECIFIED", "icmpv6_rcv+0x258/0x690")));
     CHECK(!explainer.is_noise(kernel_drop("ICMP_CSUM", "icmpv6_rcv+0x258/0x690")));
     CHECK(!explainer.is_noise(kernel_drop("NOT_SPECIFIED", "icmp_rcv+0x1/0x2")));

@@ -28,8 +28,11 @@ constexpr const char* listing = "0000000000000000 A fixed_percpu_data\n"
                                 "no line of this file\n";
 
 struct File {
-    std::string path = "/tmp/kallsyms." + std::to_string(getpid());
-    explicit File(const char* text) { std::ofstream(path) << text; }
+    std::string path;
+    explicit File(const char* text, const char* name = "kallsyms")
+        : path(std::string("/tmp/") + name + "." + std::to_string(getpid())) {
+        std::ofstream(path) << text;
+    }
     ~File() { std::remove(path.c_str()); }
 };
 
@@ -54,11 +57,25 @@ TEST_CASE("kallsyms: where symbols are") {
 TEST_CASE("kallsyms: an address in the kernel's own words") {
     const File file(listing);
     const char* path = file.path.c_str();
+    const File modules_file("other 16384 0 - Live 0xffffffffc0c02000\n"
+                            "nf_tables 12288 2 nft_ct,nft_nat, Live 0xffffffffc0b00000\n",
+                            "modules");
+    const char* modules = modules_file.path.c_str();
     CHECK(describe_address(0xffffffff81a00113, path) == "nf_hook_slow+0x93/0xb0");
-    CHECK(describe_address(0xffffffffc0b00155, path) == "nft_do_chain+0x55/0x300 [nf_tables]");
+    const std::string in_module = describe_address(0xffffffffc0b00155, path, modules);
+    CHECK(in_module == "nft_do_chain+0x55/0x300 [nf_tables]");
+    CHECK(module_of(in_module) == "nf_tables");
+    CHECK(module_of("nf_hook_slow+0x93/0xb0").empty());
     CHECK(describe_address(0xffffffff81a00080, path) == "nf_hook_slow+0x0/0xb0");
     CHECK(describe_address(0x1000, path).empty());             // before all code
     CHECK(describe_address(0xffffffffffffff00, path).empty()); // behind all
+    // Where a module was: between two that are there, and between vmlinux and them.
+    CHECK(describe_address(0xffffffffc0b80000, path, modules).empty());
+    CHECK(describe_address(0xffffffffc0000000, path, modules).empty());
+    CHECK(lies_in_module(0xffffffffc0b02fff, "nf_tables", modules));
+    CHECK_FALSE(lies_in_module(0xffffffffc0b03000, "nf_tables", modules));
+    CHECK_FALSE(lies_in_module(0xffffffffc0b00155, "other", modules));
+    CHECK_FALSE(lies_in_module(0xffffffffc0b00155, "gone", modules));
 }
 
 TEST_CASE("kallsyms: hidden addresses are no addresses") {

@@ -39,6 +39,7 @@ struct Collected : Visitor {
     void snapshot(resolve_rule::Snapshot value) override { snapshots.push_back(std::move(value)); }
     void look(resolve_rule::Look value) override { looks.push_back(std::move(value)); }
     void netns(const NetnsName& value) override { netns_names.emplace(value.inode, value.name); }
+    void reasons(decode::KernelNames value) override { reason_names.push_back(std::move(value)); }
     void ruleset(RulesetChange value) override { changes.push_back(std::move(value)); }
     void stopped(Stopped value) override { stops.push_back(std::move(value)); }
     void way(Way value) override { ways.push_back(std::move(value)); }
@@ -53,6 +54,7 @@ struct Collected : Visitor {
     std::vector<Meta> metas;
     std::vector<tsdt_seen_count> seen_counts;
     std::map<std::uint32_t, std::string> netns_names;
+    std::vector<decode::KernelNames> reason_names;
     std::vector<resolve_rule::Snapshot> snapshots;
     std::vector<resolve_rule::Look> looks;
     std::vector<RulesetChange> changes;
@@ -222,6 +224,7 @@ std::string sample_file(const Directory& directory) {
     REQUIRE(writer->evidence(sample_evidence()));
     REQUIRE(writer->cause(sample_cause(1)));
     REQUIRE(writer->drop(sample_drop(1)));
+    REQUIRE(writer->reasons({{{8, "NETFILTER_DROP"}, {0x30001, "OVS_DROP_LAST_ACTION"}}}));
     REQUIRE(writer->drop(sample_drop(2)));
     REQUIRE(writer->cause(sample_cause(2)));
     tsdt_flow_key flow{};
@@ -291,6 +294,8 @@ TEST_CASE("recording: what was written is read, in its order") {
     REQUIRE(got.metas.size() == 1);
     const Meta& meta = got.metas[0];
     CHECK(meta.machine.names.reasons == sample_meta().machine.names.reasons);
+    REQUIRE(got.reason_names.size() == 1);
+    CHECK(got.reason_names[0].reasons.at(0x30001) == "OVS_DROP_LAST_ACTION");
     CHECK(meta.machine.realtime_minus_mono_ns == 1'700'000'000'000'000'000);
     CHECK(meta.machine.own_netns == 4026531840);
     CHECK(meta.machine.netns_names.at(4026532500) == "blue");
@@ -491,7 +496,7 @@ TEST_CASE("recording: other files are refused with one sentence") {
     Header header;
     header.version = format_version + 1;
     CHECK(error_of(raw(header)) ==
-          "x.rec was made by a newer tsdroptrace (format 9, this one reads 8): replay it with that one");
+          "x.rec was made by a newer tsdroptrace (format 10, this one reads 9): replay it with that one");
     header.version = 1;
     CHECK(error_of(raw(header)).find("another build of tsdroptrace (format 1)") != std::string::npos);
     header = {};

@@ -8,6 +8,7 @@
 //   vm_helper xdp DEVICE                              an XDP program drops all that comes in by the device
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
+//   vm_helper ovs ...                                 Open vSwitch: see open_vswitch.h
 //   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
 //                                                     times with a second in between
 //
@@ -38,6 +39,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "open_vswitch.h"
 
 namespace {
 
@@ -270,6 +273,8 @@ int main(int count, char** arguments) {
         forget_connections();
         return 0;
     }
+    if (what == "ovs" && count >= 3)
+        return open_vswitch(count - 2, arguments + 2);
     if (what == "terminal" && count >= 4)
         return on_terminal(number(2), arguments + 3);
     if (what == "ipvs" && count == 4) {

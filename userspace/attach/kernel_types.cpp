@@ -9,6 +9,7 @@
 #include <bpf/btf.h>
 #include <fmt/format.h>
 
+#include "attach/reason_names.h"
 #include "attach/type_excerpt.h"
 
 namespace tsdroptrace::attach {
@@ -18,21 +19,6 @@ struct BtfDeleter {
     void operator()(btf* value) const { btf__free(value); }
 };
 using Btf = std::unique_ptr<btf, BtfDeleter>;
-
-constexpr std::string_view core_prefix = "SKB_DROP_REASON_";
-
-void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& names) {
-    const struct btf_enum* values = btf_enum(type); // libbpf has a function of that name, too
-    for (int i = 0; i < btf_vlen(type); ++i) {
-        const char* name = btf__name_by_offset(types, values[i].name_off);
-        if (!name || !*name)
-            continue;
-        std::string_view reason = name;
-        if (reason.starts_with(core_prefix))
-            reason.remove_prefix(core_prefix.size());
-        names.reasons.emplace(static_cast<std::uint32_t>(values[i].val), reason);
-    }
-}
 
 // What lies within struct nft_chain, nft_base_chain and nft_table of 5.10.
 struct TypeSize {
@@ -123,9 +109,8 @@ void KernelTypes::read(Search& search, const btf* types, unsigned from, int btf_
                 functions_.try_emplace(name, FunctionId{btf_object, id});
             continue;
         }
-        if (btf_is_enum(type) && std::string_view(name).ends_with("_drop_reason"))
-            add_reasons(types, type, names_);
-        else if (btf_is_enum(type) && std::string_view(name) == "bpf_func_id")
+        add_reasons(types, type, names_);
+        if (btf_is_enum(type) && std::string_view(name) == "bpf_func_id")
             has_bpf_loop_ = has_value(types, type, "BPF_FUNC_loop");
         const std::string_view* wanted = search.types.find(name);
         if (!wanted || (btf_object && search.found.contains(*wanted)))

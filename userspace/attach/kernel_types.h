@@ -43,8 +43,7 @@ public:
     // was written for. Asked of kernels whose modules have no types.
     bool lays_out_like_5_10() const { return lays_out_like_5_10_; }
 
-    // Drop reasons by number: enum skb_drop_reason (5.17) and the enums of its subsystems (6.4), those of modules
-    // included where the module is loaded. Empty on a kernel without reasons.
+    // Drop reasons by number, those of the modules that are read included. Empty on a kernel without reasons.
     const decode::KernelNames& names() const { return names_; }
 
     // Of the file with the types that were found, for bpf_object_open_opts.btf_custom_path; as long as this lives.

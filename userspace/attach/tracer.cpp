@@ -30,6 +30,7 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "attach/reason_names.h"
 #include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
@@ -362,10 +363,18 @@ struct Tracer::State {
     std::set<std::string> modules;
     std::unique_ptr<const KernelTypes> types; // while starting; on 5.10 always: no module brings types there
     decode::KernelNames names;
+    std::optional<std::set<std::string>> reasons_of; // the modules that have been asked for names of reasons; none: few
 
     std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
     std::map<std::string, std::uint64_t> loads;             // kprobes: of the modules, then
-    mutable std::map<std::uint64_t, std::string> locations; // 5.10: what describe_address() said
+    // 5.10: what was at an address, from when to when (CLOCK_MONOTONIC). A module that is loaded again may lie elsewhere.
+    struct Location {
+        std::uint64_t from_ns, until_ns;
+        std::string text;
+    };
+    mutable std::map<std::uint64_t, std::vector<Location>> locations;
+    std::uint64_t loaded_ns(std::string_view module) const;
+    std::string locate(std::uint64_t address, std::uint64_t died_ns) const;
     bool nf_tables_at_start = false;
     std::string nft_problem; // 5.11 to 5.16: why nf_tables cannot be traced
 
@@ -1136,6 +1145,56 @@ const decode::KernelNames& Tracer::names() const {
     return state_->names;
 }
 
+bool Tracer::learn_reasons() {
+    if (state_->names.reasons.empty()) // the kernel gives none
+        return false;
+    auto modules = modules_with_btf();
+    if (state_->reasons_of == modules)
+        return false;
+    state_->reasons_of = std::move(modules);
+    const auto before = state_->names.reasons.size();
+    state_->names.reasons.merge(read_reasons().reasons);
+    return state_->names.reasons.size() > before;
+}
+
+// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux.
+std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
+    char name[56] = "";
+    std::uint64_t loaded = 0;
+    module.copy(name, sizeof(name) - 1);
+    bpf_map_lookup_elem(shared().fd("module_loads"), name, &loaded);
+    return loaded;
+}
+
+// What was at that address when a packet died; nothing where that is not known any more.
+std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) const {
+    std::vector<Location>& known = locations[address];
+    const auto then = [&] {
+        return std::ranges::find_if(known, [&](const Location& location) {
+            return location.from_ns <= died_ns && died_ns <= location.until_ns;
+        });
+    };
+    if (const auto found = then(); found != known.end())
+        return found->text;
+    const std::chrono::nanoseconds since_boot = std::chrono::steady_clock::now().time_since_epoch();
+    const auto now = static_cast<std::uint64_t>(since_boot.count());
+    if (!known.empty() && !known.back().text.empty()) {
+        Location& last = known.back();
+        const std::string module = module_of(last.text);
+        if (module.empty() || (loaded_ns(module) == last.from_ns && lies_in_module(address, module)))
+            last.until_ns = now; // it still is
+        if (const auto found = then(); found != known.end())
+            return found->text;
+    }
+    std::string text = describe_address(address);
+    const std::uint64_t since = loaded_ns(module_of(text));
+    if (text.empty() || since > died_ns)
+        known.push_back({died_ns, died_ns, ""});
+    else
+        known.push_back({since, now, std::move(text)});
+    return known.back().text;
+}
+
 Capabilities Tracer::capabilities() const {
     const std::string_view limits = state_->kind == ObjectKind::fentry   ? ""
                                     : state_->kind == ObjectKind::kprobe ? limits_of_kprobes
@@ -1181,10 +1240,7 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     const auto print = [&](std::uint64_t address, auto& text) {
         if (!address || text[0] || state_->modules_have_types())
             return;
-        auto [symbol, fresh] = state_->locations.try_emplace(address);
-        if (fresh)
-            symbol->second = describe_address(address);
-        symbol->second.copy(text, sizeof(text) - 1);
+        state_->locate(address, cause.first_ns).copy(text, sizeof(text) - 1);
     };
     print(cause.key.location, cause.location);
     if (cause.key.source == TSDT_SOURCE_NETFILTER)

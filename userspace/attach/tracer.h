@@ -64,7 +64,11 @@ public:
     Capabilities capabilities() const;
     bool traces(std::string_view function) const; // now
     bool has_nf_tables() const;                   // its module is there, or it is built in
-    const decode::KernelNames& names() const;     // as of the start
+    const decode::KernelNames& names() const;
+
+    // Looks for the names of drop reasons that modules have brought since names() was last brought up to date. True: there
+    // are more now. Cheap when no module has come.
+    bool learn_reasons();
 
     // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
     // `timeout`, or until `sink` returns false. A signal ends it early. Fails only when the ring buffer itself does.

@@ -22,7 +22,8 @@ namespace tsdroptrace::decode {
 // Names that are the running kernel's own.
 struct KernelNames {
     // enum skb_drop_reason, without SKB_DROP_REASON_, as this kernel's BTF numbers it (the numbers move between
-    // versions). Empty before 5.17, which has no reasons.
+    // versions), and the enums of its subsystems, those of modules included that were there when they were read. Empty
+    // before 5.17, which has no reasons.
     std::map<std::uint32_t, std::string> reasons;
 };
 

@@ -73,4 +73,8 @@ std::string_view reason_of(const DropSite& site) {
     return site.reason.empty() || site.reason == "0" ? "NOT_SPECIFIED" : std::string_view(site.reason);
 }
 
+bool has_name(const DropSite& site) {
+    return std::isdigit(static_cast<unsigned char>(reason_of(site).front())) == 0;
+}
+
 } // namespace tsdroptrace::explain

@@ -38,5 +38,7 @@ std::string_view symbol_of(std::string_view location);
 
 // Kernels before 5.17 have no reasons at all: NOT_SPECIFIED there.
 std::string_view reason_of(const DropSite&);
+// Whether the kernel tells what it calls its reason: of a module without type information there are numbers only.
+bool has_name(const DropSite&);
 
 } // namespace tsdroptrace::explain

@@ -12,10 +12,11 @@ constexpr Noise table_of_noise[] = {
     {"NOT_SPECIFIED", "icmpv6_rcv"},  // up to 6.2 the end of every ICMPv6 message, errors too, that has been dealt with
     {"NOT_SPECIFIED", "icmp_rcv", 0}, // the same before 5.17, which gives no reasons
     {"NOT_SPECIFIED", "skb_queue_purge"},
-    {"QUEUE_PURGE", ""},               // a closing socket or device throws away what nobody will read
-    {"NOT_SPECIFIED", "ip6_mc_input"}, // multicast for groups that nobody here joined
-    {"CONSUMED", ""},                  // not a drop at all
-    {"SKB_CONSUMED", ""},              // the same under the enumerator's full name
+    {"QUEUE_PURGE", ""},                    // a closing socket or device throws away what nobody will read
+    {"NOT_SPECIFIED", "ip6_mc_input"},      // multicast for groups that nobody here joined
+    {"NOT_SPECIFIED", "inet_rtm_getroute"}, // no packet: the question for a route, which is answered by an error
+    {"CONSUMED", ""},                       // not a drop at all
+    {"SKB_CONSUMED", ""},                   // the same under the enumerator's full name
 };
 
 } // namespace

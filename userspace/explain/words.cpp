@@ -292,7 +292,8 @@ const Placeholder placeholders[] = {
              return std::string{};
          return s.drop.evidence->waiting ? process_text(s.drop.evidence->waiting) : "A socket";
      }},
-    {"reason", [](const Subject& s) { return std::string(reason_of(s.drop.site)); }},
+    {"reason", [](const Subject& s) { return has_name(s.drop.site) ? std::string(reason_of(s.drop.site)) : ""; }},
+    {"nameless_reason", [](const Subject& s) { return has_name(s.drop.site) ? "" : s.drop.site.reason; }},
     {"symbol", [](const Subject& s) { return std::string(symbol_of(s.drop.site.location)); }},
 };
 

@@ -83,9 +83,14 @@ void describe(auto& archive, T& look) {
     archive("problem", look.problem);
 }
 
+template <Is<decode::KernelNames> T>
+void describe(auto& archive, T& names) {
+    archive("reasons", names.reasons);
+}
+
 template <Is<decode::Machine> T>
 void describe(auto& archive, T& machine) {
-    archive("reasons", machine.names.reasons);
+    describe(archive, machine.names);
     archive("realtime_minus_mono_ns", machine.realtime_minus_mono_ns);
     archive("own_netns", machine.own_netns);
     archive("netns_names", machine.netns_names);
@@ -574,6 +579,10 @@ std::string to_json(const NetnsName& netns) {
     return save(netns);
 }
 
+std::string to_json(const decode::KernelNames& names) {
+    return save(names);
+}
+
 std::string to_json(const RulesetChange& change) {
     return save(change);
 }
@@ -616,6 +625,10 @@ Result<Way> way_from_json(std::string_view text) {
 
 Result<NetnsName> netns_from_json(std::string_view text) {
     return load<NetnsName>(text, "name of a network namespace");
+}
+
+Result<decode::KernelNames> reasons_from_json(std::string_view text) {
+    return load<decode::KernelNames>(text, "names of drop reasons");
 }
 
 Result<Meta> meta_from_json(std::string_view text) {

@@ -7,7 +7,8 @@
 //
 // Integers and the structs of bpf/event.h are in the byte order of the recording machine, which the header
 // shows; their layout is the same on every architecture that tsdroptrace runs on. META comes first, END last;
-// a file without END was cut. A new frame type or another layout needs a new format version.
+// a file without END was cut. A new frame type or another layout needs a new format version; after another layout, no
+// older file can be read.
 #pragma once
 
 #include <array>
@@ -25,7 +26,7 @@
 
 namespace tsdroptrace::recording {
 
-constexpr std::uint32_t format_version = 8;
+constexpr std::uint32_t format_version = 9, oldest_readable = 8; // which lacks some types of frames
 
 struct Header {
     std::array<char, 8> magic = {'T', 'S', 'D', 'T', 'R', 'E', 'C', '\n'};
@@ -56,6 +57,7 @@ enum class FrameType : std::uint32_t {
     evidence = 12,
     stopped = 13, // JSON of Stopped
     way = 14,     // JSON of Way, at the end
+    reasons = 15, // JSON of KernelNames, before the first drop for a reason that the names of META lack
 };
 
 struct FrameHeader {
@@ -99,6 +101,7 @@ std::string to_json(const resolve_rule::Snapshot&);
 std::string to_json(const resolve_rule::Look&); // without its snapshot
 
 std::string to_json(const NetnsName&);
+std::string to_json(const decode::KernelNames&);
 std::string to_json(const evidence::Entry&);
 // Without what the pipeline fills in: name of the namespace, owners. (Which chains differ is for Stopped alone.)
 std::string to_json(const RulesetChange&);
@@ -111,6 +114,7 @@ Result<Meta> meta_from_json(std::string_view text);
 Result<resolve_rule::Snapshot> snapshot_from_json(std::string_view text);
 Result<resolve_rule::Look> look_from_json(std::string_view text);
 Result<NetnsName> netns_from_json(std::string_view text);
+Result<decode::KernelNames> reasons_from_json(std::string_view text);
 Result<RulesetChange> ruleset_from_json(std::string_view text);
 Result<Stopped> stopped_from_json(std::string_view text);
 Result<Way> way_from_json(std::string_view text);

@@ -57,7 +57,7 @@ std::optional<std::string> header_problem(const std::optional<Header>& header) {
         return fmt::format("was made by a newer tsdroptrace (format {}, this one reads {}): replay it with that one",
                            header->version, format_version);
     }
-    if (header->version != format_version || header->drop_size != ours.drop_size ||
+    if (header->version < oldest_readable || header->drop_size != ours.drop_size ||
         header->cause_size != ours.cause_size || header->flow_size != ours.flow_size) {
         return fmt::format("was made by another build of tsdroptrace (format {}): replay it with that one",
                            header->version);
@@ -80,6 +80,7 @@ constexpr FrameKind frame_kinds[] = {
     {FrameType::lost, sizeof(LostCounts), sizeof(LostCounts)},
     {FrameType::end, sizeof(End), sizeof(End)},
     {FrameType::netns, 2, max_meta},
+    {FrameType::reasons, 2, max_meta},
     {FrameType::ruleset, 2, max_snapshot},
     {FrameType::look, 2, max_snapshot},
     {FrameType::evidence, 2, max_evidence},
@@ -191,6 +192,9 @@ std::optional<std::string> Frames::deliver_frame(FrameType type, std::span<const
         return std::nullopt;
     case FrameType::netns:
         return deliver(netns_from_json(text(payload)), [&](const NetnsName& netns) { visitor_.netns(netns); });
+    case FrameType::reasons:
+        return deliver(reasons_from_json(text(payload)),
+                       [&](decode::KernelNames names) { visitor_.reasons(std::move(names)); });
     case FrameType::ruleset:
         return deliver(ruleset_from_json(text(payload)),
                        [&](RulesetChange change) { visitor_.ruleset(std::move(change)); });

@@ -19,6 +19,7 @@ public:
     virtual void snapshot(resolve_rule::Snapshot) = 0;
     virtual void look(resolve_rule::Look) = 0;
     virtual void netns(const NetnsName&) = 0;
+    virtual void reasons(decode::KernelNames) = 0; // all that are known from now on
     virtual void ruleset(RulesetChange) = 0;
     virtual void stopped(Stopped) = 0; // has a rule
     virtual void way(Way) = 0;

@@ -136,6 +136,10 @@ Status Writer::netns(const NetnsName& netns) {
     return append_json(FrameType::netns, to_json(netns), max_meta, "the name of a network namespace");
 }
 
+Status Writer::reasons(const decode::KernelNames& names) {
+    return append_json(FrameType::reasons, to_json(names), max_meta, "the names of drop reasons");
+}
+
 Status Writer::ruleset(const RulesetChange& change) {
     return append_json(FrameType::ruleset, to_json(change), max_snapshot, "a change of a ruleset");
 }

@@ -32,6 +32,7 @@ public:
     Status snapshot(const resolve_rule::Snapshot&); // one larger than max_snapshot fails and is left out alone
     Status look(const resolve_rule::Look&);
     Status netns(const NetnsName&);
+    Status reasons(const decode::KernelNames&);
     Status ruleset(const RulesetChange&);
     Status stopped(const Stopped&);
     Status way(const Way&);

@@ -3,6 +3,7 @@
 
 #include <charconv>
 #include <fstream>
+#include <sstream>
 
 #include <fmt/format.h>
 
@@ -47,7 +48,8 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
         }
         if (!names.contains(line.name))
             continue;
-        const auto [entry, fresh] = found.try_emplace(std::string(line.name), Symbol{line.address, 0, std::string(line.module)});
+        const auto [entry, fresh] =
+            found.try_emplace(std::string(line.name), Symbol{line.address, 0, std::string(line.module)});
         if (!fresh)
             ambiguous.emplace(line.name);
         last = &entry->second;
@@ -57,7 +59,27 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
     return found;
 }
 
-std::string describe_address(std::uint64_t address, const char* path) {
+std::string module_of(std::string_view description) {
+    const auto open = description.find('[');
+    if (open == std::string_view::npos)
+        return "";
+    return std::string(description.substr(open + 1, description.find(']', open) - open - 1));
+}
+
+bool lies_in_module(std::uint64_t address, std::string_view module, const char* path) {
+    std::ifstream file(path); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
+    for (std::string line; std::getline(file, line);) {
+        std::istringstream words(line);
+        std::string name, users, needed_by, state;
+        std::uint64_t size = 0, begin = 0;
+        if (words >> name >> std::dec >> size >> users >> needed_by >> state >> std::hex >> begin && name == module)
+            return address - begin < size;
+    }
+    return false;
+}
+
+std::string describe_address(std::uint64_t address, const char* path, const char* modules_path) {
+    constexpr std::uint64_t most = 1 << 20; // no function is as large: behind it there is something that has no symbol
     std::ifstream file(path);
     std::uint64_t best = 0, next = 0;
     std::string name, module;
@@ -74,7 +96,9 @@ std::string describe_address(std::uint64_t address, const char* path) {
             module = line.module;
         }
     }
-    if (!best || !next)
+    if (!best || !next || next - best > most)
+        return "";
+    if (!module.empty() && !lies_in_module(address, module_of(module), modules_path))
         return "";
     return fmt::format("{}+{:#x}/{:#x}{}{}", name, address - best, next - best, module.empty() ? "" : " ", module);
 }

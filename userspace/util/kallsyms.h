@@ -21,7 +21,14 @@ struct Symbol {
 std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::string, std::less<>>& names,
                                                         const char* path = "/proc/kallsyms");
 
-// A code address as the kernel's %pS prints it, "symbol+0x1/0x2 [module]"; empty when it lies in no function.
-std::string describe_address(std::uint64_t address, const char* path = "/proc/kallsyms");
+// A code address as the kernel's %pS prints it, "symbol+0x1/0x2 [module]"; empty when it lies in no function, such as one
+// of a module that is gone.
+std::string describe_address(std::uint64_t address, const char* path = "/proc/kallsyms",
+                             const char* modules_path = "/proc/modules");
+
+// The module of such a description, "module"; empty for what is vmlinux's own.
+std::string module_of(std::string_view description);
+// Whether the address lies in that module, as it is loaded now.
+bool lies_in_module(std::uint64_t address, std::string_view module, const char* path = "/proc/modules");
 
 } // namespace tsdroptrace

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import come_and_go, differential, evidence, explanations, hooks, inferred, selinux
+from . import come_and_go, differential, evidence, explanations, hooks, inferred, open_vswitch, selinux
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -1177,24 +1177,24 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", *inferred.SCENARIOS,
-             *hooks.SCENARIOS, *selinux.SCENARIOS]
+             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", open_vswitch.SCENARIO,
+             *inferred.SCENARIOS, *hooks.SCENARIOS, *selinux.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
 # rather than the kernel's, or differs between the oldest kernel and the others only.
 NOT_EVERYWHERE = {
     "various": ["5.10", "6.1"], "evidence": ["6.12", "newest"], "options": ["6.1"], "command": ["6.1"],
-    "check": ["6.1", "newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
+    "check": ["newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
     "come-and-go": ["5.10", "6.12"], "lockdown": ["5.10", "newest"], "selinux": ["newest"], "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "stopped-nftables": ["5.10", "newest"], open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 # Where fentry is forbidden. late-modules: the kernel has nothing yet that could tell whether it is.
 BY_KPROBES = {
-    "6.1-kprobes": ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exact") for backend in BACKENDS),
+    "6.1-kprobes": ["late-modules", *(f"incident-{backend}" for backend in BACKENDS),
                     "ruleset-legacy", "ruleset-nft", "matches-legacy", "matches-iptables-nft",
                     *(name for name in hooks.SCENARIOS if not name.startswith("matches"))],
     "6.12-kprobes": [f"{kind}-{backend}" for kind in ("exact", "oracle") for backend in BACKENDS]}
@@ -1287,6 +1287,8 @@ def all_checks(report, guest, validator, program):
     run("explanations", "explanations of real causes", explanations.explanations, validator)
     run("explanations", "entries of one's own", explanations.own_entries, validator)
     run_replay("explanations", "replay of real causes")
+    run(open_vswitch.SCENARIO, "drops by Open vSwitch", open_vswitch.check, validator)
+    run_replay(open_vswitch.SCENARIO, "replay of drops by Open vSwitch")
     hooks.all_checks(run, validator)
     come_and_go.all_checks(run, validator)
     selinux.all_checks(run, validator)

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "attach/reason_names.h"
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+
+#include "util/fd.h"
+
+namespace tsdroptrace::attach {
+namespace {
+
+struct BtfDeleter {
+    void operator()(btf* value) const { btf__free(value); }
+};
+using Btf = std::unique_ptr<btf, BtfDeleter>;
+
+void add_all(const btf* types, unsigned from, decode::KernelNames& names) {
+    const unsigned end = btf__type_cnt(types);
+    for (unsigned id = from; id < end; ++id)
+        add_reasons(types, btf__type_by_id(types, id), names);
+}
+
+bool is_module(const Fd& object) {
+    bpf_btf_info info{};
+    char name[64] = "";
+    info.name = reinterpret_cast<std::uintptr_t>(name);
+    info.name_len = sizeof(name);
+    std::uint32_t size = sizeof(info);
+    return object && bpf_obj_get_info_by_fd(object.get(), &info, &size) == 0 && info.kernel_btf &&
+           std::string_view(name) != "vmlinux";
+}
+
+} // namespace
+
+void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& names) {
+    constexpr std::string_view core_prefix = "SKB_DROP_REASON_", for_sparse = "___";
+    if (!btf_is_enum(type))
+        return;
+    const std::string_view list = btf__name_by_offset(types, type->name_off);
+    if (!list.ends_with("_drop_reason"))
+        return;
+    const struct btf_enum* values = btf_enum(type); // libbpf has a function of that name, too
+    for (int i = 0; i < btf_vlen(type); ++i) {
+        const auto code = static_cast<std::uint32_t>(values[i].val);
+        // A subsystem's "none" (RX_CONTINUE, QDISC_DROP_UNSPEC) has a number that is the core's.
+        if (list != "skb_drop_reason" && code <= 0xffff)
+            continue;
+        std::string_view reason = btf__name_by_offset(types, values[i].name_off);
+        if (reason.starts_with(core_prefix))
+            reason.remove_prefix(core_prefix.size());
+        if (reason.starts_with(for_sparse)) // mac80211 has each of them twice, first as ___RX_DROP_U_REPLAY
+            reason.remove_prefix(for_sparse.size());
+        if (!reason.empty())
+            names.reasons.emplace(code, reason);
+    }
+}
+
+decode::KernelNames read_reasons() {
+    decode::KernelNames names;
+    const Btf vmlinux(btf__load_vmlinux_btf());
+    if (!vmlinux)
+        return names;
+    add_all(vmlinux.get(), 1, names);
+    std::uint32_t id = 0;
+    while (bpf_btf_get_next_id(id, &id) == 0) {
+        if (!is_module(Fd(bpf_btf_get_fd_by_id(id))))
+            continue;
+        if (const Btf module(btf__load_from_kernel_by_id_split(id, vmlinux.get())); module)
+            add_all(module.get(), btf__type_cnt(vmlinux.get()), names);
+    }
+    return names;
+}
+
+} // namespace tsdroptrace::attach
