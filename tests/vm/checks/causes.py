@@ -9,13 +9,15 @@ from pathlib import Path
 
 from .guest import check_run
 
+PLAIN = "NOT_SPECIFIED"
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures/reasons"
 
 
 class Cause:
     """`where`: fields of the packet that tell it. `reasons`: what it dies of, the newest kernel's name first: an older one
     says the first of these that it has, from the version on that may stand behind it ("NAME 7.0"; "NAME <6.2": before
-    that), or nothing that is known here. `says`, `fix`: what is told of the first of these. `entry`: where it is not called like the reason."""
+    that), or nothing that is known here. `says`, `fix`: what is told of the first of these. `entry`: that of the first,
+    where it is not called like the reason. `fields`: what else the packet must have."""
 
     def __init__(self, where, *reasons, says=(), fix=None, entry=None, fields=None):
         self.where, self.says, self.fix, self.own_entry, self.fields = where, says, fix, entry, fields or {}
@@ -28,8 +30,9 @@ class Cause:
                      (version(kernel) < than) == before), None)
 
     def entry(self, reason):
-        plain = "kernel-not-specified-function" if reason == "NOT_SPECIFIED" else "kernel-" + reason.lower().replace("_", "-")
-        return self.own_entry if self.own_entry and reason == self.reasons[0][0] else plain
+        if self.own_entry and reason == self.reasons[0][0]:
+            return self.own_entry
+        return "kernel-" + ("not-specified-function" if reason == PLAIN else reason.lower().replace("_", "-"))
 
 
 def version(kernel):
@@ -54,7 +57,6 @@ def leaves(device, *reasons, **more):
     return Cause({"out_dev": device}, *reasons, **more)
 
 
-PLAIN = "NOT_SPECIFIED"
 QDISC = "tc -s qdisc show dev {}"
 CAUSES = [
     # TCP.
@@ -63,7 +65,7 @@ CAUSES = [
     port(7507, "TCP_ACK_UNSENT_DATA"), port(7508, "TCP_RFC7323_PAWS"),
     port(7509, "TCP_RFC7323_PAWS_ACK", "TCP_RFC7323_PAWS"), port(7510, "TCP_INVALID_SYN"),
     port(7511, "TCP_RESET", says=["It ended nothing"]), port(7512, "TCP_FLAGS"), port(7513, "TCP_ABORT_ON_DATA", PLAIN),
-    port(7514, "TCP_INVALID_END_SEQUENCE", "TCP_ZEROWINDOW"), port(7515, "TCP_OVERWINDOW"),
+    port(7514, "TCP_INVALID_END_SEQUENCE", "TCP_ZEROWINDOW", says=["reads too slowly"]), port(7515, "TCP_OVERWINDOW"),
     # These lie in a tree, whose pointers stand where that to the device stood.
     port(7516, "TCP_OFO_QUEUE_PRUNE", fix="nstat -az | grep -i tcp", fields={"in_dev": None, "out_dev": None}),
     port(7517, "TCP_MINTTL", PLAIN), port(7518, "TCP_MD5NOTFOUND"), port(7519, "TCP_MD5UNEXPECTED"),
@@ -76,8 +78,10 @@ CAUSES = [
     # Sockets.
     Cause({"family": "other"}, "IP_OUTNOROUTES", says=["no route any more"]), port(7540, "SOCKET_FILTER"),
     port(7580, "SOCKET_FILTER", says=["control group"], fix="bpftool cgroup tree"),
-    port(7553, "PACKET_SOCK_ERROR", PLAIN), port(7554, "QUEUE_PURGE", PLAIN), port(7579, "SECURITY_HOOK 7.0", "SOCKET_FILTER"),
-    Cause({"family": "other"}, "SOCKET_CLOSE", says=["A Unix socket was closed"]), Cause({"family": "other"}, "UNIX_SKIP_OOB"),
+    port(7553, "PACKET_SOCK_ERROR", PLAIN), port(7554, "QUEUE_PURGE", PLAIN),
+    port(7579, "SECURITY_HOOK 7.0", "SOCKET_FILTER"),
+    Cause({"family": "other"}, "SOCKET_CLOSE", says=["A Unix socket was closed"]),
+    Cause({"family": "other"}, "UNIX_SKIP_OOB"),
     Cause({"family": "other"}, "UNIX_DISCONNECT"),
     # Addresses, fragments, extension headers, neighbours.
     Cause({"family": "other", "in_dev": "peer0"}, "IP_INHDR"), port(7556, "IP_INVALID_DEST", PLAIN),
@@ -92,7 +96,8 @@ CAUSES = [
     # Devices, and the programs behind them.
     port(7550, "DEV_READY", says=["The device peer1, by which it came in"], fix="ip -s link show dev peer1",
          fields={"in_dev": "peer1", "out_dev": None}),
-    Cause({"family": "other"}, "SKB_UCOPY_FAULT"), Cause({"out_dev": "tap1", "dport": 7551}, "SOCKET_FILTER", says=["the program behind tap1"]),
+    Cause({"family": "other"}, "SKB_UCOPY_FAULT"),
+    Cause({"out_dev": "tap1", "dport": 7551}, "SOCKET_FILTER", says=["the program behind tap1"]),
     Cause({"out_dev": "tap2", "dport": 7552}, "TAP_TXFILTER", says=["The address filter of tap2"]),
     Cause({"out_dev": "tap3", "dport": 7553}, "TAP_FILTER", says=["attached to tap3"]),
     port(7558, "UNICAST_IN_L2_MULTICAST"), port(7559, "OTHERHOST"),
@@ -106,13 +111,15 @@ CAUSES = [
     source("192.0.2.36", "MAC_INVALID_SOURCE", PLAIN), source("192.0.2.37", "VXLAN_ENTRY_EXISTS", PLAIN),
     port(7566, "IP_TUNNEL_ECN", PLAIN, fields={"in_dev": "vx7"}),
     port(7621, "NO_TX_TARGET", PLAIN), port(7622, "TUNNEL_TXINFO", PLAIN),
-    leaves("ipip2", "RECURSION_LIMIT"), leaves("ipip2", f"{PLAIN} <6.2", entry="kernel-device-down", says=["routed into itself"]),
+    leaves("ipip2", "RECURSION_LIMIT"),
+    leaves("ipip2", f"{PLAIN} <6.2", entry="kernel-device-down", says=["routed into itself"]),
     # Queues. From 7.0 the kernel tells all that a queue refuses in another trace point, and here QDISC_DROP; what a queue
     # throws away later has its own reason.
     leaves("fqflow", "FQ_FLOW_LIMIT", "QDISC_DROP", fix=QDISC.format("fqflow")),
     leaves("fqband", "FQ_BAND_LIMIT", "QDISC_DROP"), leaves("fqtime", "FQ_HORIZON_LIMIT", "QDISC_DROP"),
     leaves("codel", "QDISC_DROP_CONGESTED", PLAIN), leaves("pfifo", "QDISC_DROP", fix=QDISC.format("pfifo")),
-    leaves("loop", "TC_RECLASSIFY_LOOP", "TC_EGRESS"),
+    leaves("loop", "TC_RECLASSIFY_LOOP", "TC_EGRESS",
+           fix="tc filter show dev loop egress; tc filter show dev loop"),
     # Open vSwitch.
     port(7581, "OVS_DROP_LAST_ACTION"), port(7582, "OVS_DROP_EXPLICIT", fix="ovs-appctl dpctl/dump-flows"),
     port(7583, "OVS_DROP_EXPLICIT_WITH_ERROR"), port(7584, "OVS_DROP_METER"), port(7585, "OVS_DROP_IP_TTL"),
@@ -143,10 +150,10 @@ def causes(group, guest, validator):
         for drop in drops[:3]:
             explanation = drop["explanation"] or {"id": "", "summary": "", "fixes": []}
             group.equal(explanation["id"], entry, f"{what}: the entry")
-            if reason == cause.reasons[0][0]:
-                for piece in cause.says:
-                    group.true(piece in explanation["summary"], f"{what}: says {piece!r}", explanation["summary"])
-            if cause.fix and reason == cause.reasons[0][0]:
+            first = reason == cause.reasons[0][0]
+            for piece in cause.says if first else ():
+                group.true(piece in explanation["summary"], f"{what}: says {piece!r}", explanation["summary"])
+            if cause.fix and first:
                 group.equal([fix["do"] for fix in explanation["fixes"]][:1], [cause.fix], f"{what}: the first fix")
             group.true(all(fix["risk"] for fix in explanation["fixes"]), f"{what}: each fix has its price")
         for drop in drops:

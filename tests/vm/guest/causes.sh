@@ -85,13 +85,13 @@ trace run --all --verbose
 echo 1 >/sys/kernel/tracing/events/skb/kfree_skb/enable
 {
     echo go >&"$go"
-    wait_for 30 "$out/peer.log" done
+    wait_for 30 "$out/peer.log" "done"
     n=0
     for device in $devices; do
         n=$((n + 1))
         # Three connections, of four packets each.
         for ((port = 7600; port < 7603; port++)); do
-            for i in 1 2 3 4; do printf '%0500d' 0 || true; done >"/dev/udp/10.85.$n.2/$port"
+            for length in 500 501 502 503; do printf "%0${length}d" 0 || true; done >"/dev/udp/10.85.$n.2/$port"
         done
     done
     echo >/dev/udp/10.84.0.2/7621 || true
@@ -112,5 +112,5 @@ for device in /sys/class/net/*; do echo "${device##*/}"; done >"$out/devices"
 kill "${helpers[@]}"
 sysctl -qw net.ipv4.ipfrag_time=30 net.ipv4.ipfrag_max_dist=64 net.ipv4.tcp_fastopen=1 \
     net.ipv4.conf.all.drop_unicast_in_l2_multicast=0
-for device in $devices vx7 vx0 vxe ipip1 ipip2 port1 port2 bridge7 ovswire; do ip link del $device || true; done
+for device in $devices vx7 vx0 vxe ipip1 ipip2 port1 port2 bridge7 ovswire; do ip link del "$device" || true; done
 umount -l /tmp/cgroup
