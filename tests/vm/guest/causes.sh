@@ -21,20 +21,22 @@ devices='fqflow fqband fqtime codel pfifo plain loop'
 n=0
 for device in $devices; do
     n=$((n + 1))
-    ip link add "$device" type dummy
-    ip address add 10.85.$n.1/24 dev "$device"
-    ip link set "$device" up
-    ip neigh add 10.85.$n.2 lladdr 02:00:00:00:00:01 dev "$device"
-done
-tc qdisc add dev fqflow root fq maxrate 8kbit flow_limit 1
-tc qdisc add dev fqband root fq maxrate 8kbit limit 2
-tc qdisc add dev fqtime root fq horizon 1s horizon_drop || true
-slow() { tc qdisc add dev "$1" root handle 1: tbf rate 80kbit burst 2000 limit 100000; }
-for device in codel pfifo; do slow $device; done
-tc qdisc add dev codel parent 1:1 codel target 1us interval 1us noecn
-tc qdisc add dev pfifo parent 1:1 pfifo limit 2
-tc qdisc add dev loop clsact
-tc filter add dev loop egress protocol all prio 1 matchall action reclassify
+    echo "link add $device type dummy
+address add 10.85.$n.1/24 dev $device
+link set $device up
+neigh add 10.85.$n.2 lladdr 02:00:00:00:00:01 dev $device"
+done | ip -batch -
+tc -batch - <<'TC'
+qdisc add dev fqflow root fq maxrate 8kbit flow_limit 1
+qdisc add dev fqband root fq maxrate 8kbit limit 2
+qdisc add dev fqtime root fq horizon 1s horizon_drop
+qdisc add dev codel root handle 1: tbf rate 80kbit burst 2000 limit 100000
+qdisc add dev pfifo root handle 1: tbf rate 80kbit burst 2000 limit 100000
+qdisc add dev codel parent 1:1 codel target 1us interval 1us noecn
+qdisc add dev pfifo parent 1:1 pfifo limit 2
+qdisc add dev loop clsact
+filter add dev loop egress protocol all prio 1 matchall action reclassify
+TC
 
 # Devices.
 ip -batch - <<'IP'
@@ -55,6 +57,8 @@ link set ipip1 up
 link set ipip2 up
 route add 10.86.1.1/32 dev ipip1
 route add 10.86.0.1/32 dev ipip2
+route add multicast 198.51.100.9/32 dev plain
+route add 2001:db8:1::/64 dev plain
 link add port1 address 02:00:00:00:01:01 type veth peer name wire1
 link add port2 address 02:00:00:00:01:02 type veth peer name wire2
 link add bridge7 type bridge
@@ -71,9 +75,8 @@ link set vtap up
 link set ovsport up
 link set ovswire up
 IP
+# (bridge is a function of lib.sh as well.)
 command bridge fdb add 02:00:00:00:00:09 dev vx7 dst 192.0.2.99
-command ip route add multicast 198.51.100.9/32 dev plain
-ip -6 route add 2001:db8:1::/64 dev plain
 mkdir -p /tmp/cgroup
 mount -t cgroup2 none /tmp/cgroup
 mkdir -p /tmp/cgroup/denied
@@ -112,5 +115,6 @@ for device in /sys/class/net/*; do echo "${device##*/}"; done >"$out/devices"
 kill "${helpers[@]}"
 sysctl -qw net.ipv4.ipfrag_time=30 net.ipv4.ipfrag_max_dist=64 net.ipv4.tcp_fastopen=1 \
     net.ipv4.conf.all.drop_unicast_in_l2_multicast=0
-for device in $devices vx7 vx0 vxe ipip1 ipip2 port1 port2 bridge7 ovswire; do ip link del "$device" || true; done
+for device in $devices vx7 vx0 vxe ipip1 ipip2 port1 port2 bridge7 ovswire; do echo "link del $device"; done |
+    ip -force -batch - || true
 umount -l /tmp/cgroup
