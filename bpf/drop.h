@@ -353,6 +353,17 @@ static __always_inline u32 netns_of(struct net_device *dev)
 	return dev ? BPF_CORE_READ(dev, nd_net.net, ns.inum) : 0;
 }
 
+// The device of a packet, if it has one. Where packets wait in a tree (TCP segments that came out of order, fragments), a
+// pointer of the tree takes the place of skb->dev, and leads to another packet, in which any bytes would do for a name. A
+// device belongs to a namespace, whose own loopback device belongs to it as well.
+static __always_inline struct net_device *device_of(struct sk_buff *skb)
+{
+	struct net_device *dev = BPF_CORE_READ(skb, dev);
+	struct net *net = dev ? BPF_CORE_READ(dev, nd_net.net) : NULL;
+
+	return net && BPF_CORE_READ(net, loopback_dev, nd_net.net) == net ? dev : NULL;
+}
+
 // What netfilter's state says of the packet: the hook and both devices.
 static __always_inline void apply_state(struct scratch *scratch, const struct nf_hook_state *state)
 {
@@ -571,7 +582,7 @@ VERIFIED_ONCE int attribute_devices(struct scratch *scratch, u64 skb_address)
 {
 	enum { RTN_UNICAST = 1 };
 	struct sk_buff *skb = (struct sk_buff *)skb_address;
-	struct net_device *dev = BPF_CORE_READ(skb, dev);
+	struct net_device *dev = device_of(skb);
 	u64 dst = BPF_CORE_READ(skb, _skb_refdst) & ~1UL; // SKB_DST_NOREF
 	struct tsdt_drop *drop;
 

@@ -133,6 +133,7 @@ struct net {
 	struct ns_common ns;
 	struct netns_nf nf;
 	struct netns_nftables nft;
+	struct net_device *loopback_dev;
 };
 
 typedef struct {

@@ -530,6 +530,33 @@ TEST_CASE("decode: a location without a symbol is its address") {
     CHECK(decode_cause(cause, machine).site.location.empty());
 }
 
+TEST_CASE("decode: what comes in while the stack has not noted so yet does not leave") {
+    tsdt_drop record = dns_answer();
+    record.received = 0;
+    set(record.in_dev, "");
+    set(record.out_dev, "tun0");
+    tsdt_cause cause = cause_of(record);
+    const auto told = [&](std::string_view location) {
+        set(cause.location, location);
+        return decode_drop(record, cause, machine).packet;
+    };
+    for (const char* location :
+         {"tun_get_user+0x7f5/0xf30 [tun]", "vxlan_rcv+0x4c/0x9b0 [vxlan]", "enqueue_to_backlog.isra.0+0x1/0x2"}) {
+        INFO(location);
+        CHECK(told(location).in_dev == "tun0");
+        CHECK_FALSE(told(location).out_dev);
+        CHECK(told(location).received);
+    }
+    for (const char* location : {"tun_net_xmit+0x1/0x2 [tun]", "vxlan_xmit+0x1/0x2 [vxlan]", ""}) {
+        INFO(location);
+        CHECK(told(location).out_dev == "tun0");
+        CHECK_FALSE(told(location).in_dev);
+        CHECK_FALSE(told(location).received);
+    }
+    set(record.in_dev, "eth0"); // netfilter's state says it
+    CHECK(told("vxlan_rcv+0x4c/0x9b0 [vxlan]").out_dev == "tun0");
+}
+
 TEST_CASE("decode: times that no clock shows do not overflow") {
     tsdt_drop record = dns_answer();
     record.mono_ns = ~0ull;

@@ -6,13 +6,14 @@
 //   vm_helper bpf-egress CGROUP                       a BPF program drops what the processes of that control group send
 //   vm_helper bpf-ingress CGROUP                      the same for what comes to their sockets
 //   vm_helper xdp DEVICE                              an XDP program drops all that comes in by the device
+//   vm_helper lsm HOOK                                a BPF program at a hook of the security modules refuses everything
 //   vm_helper ipvs ADDRESS PORT                       a UDP service of IPVS that has no server
 //   vm_helper forget                                  conntrack's connections of this network namespace
 //   vm_helper ovs ...                                 Open vSwitch: see open_vswitch.h
 //   vm_helper terminal TIMES PROGRAM ARGUMENT...      runs it on a terminal, and types ^C once it shows "ready", TIMES
 //                                                     times with a second in between
 //
-// The first five say "ready", or the id of the program, when they do so, and run until they are killed.
+// The first six say "ready", or the id of the program, when they do so, and run until they are killed.
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -30,6 +31,7 @@
 #include <sys/socket.h>
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <linux/ip_vs.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nfnetlink.h>
@@ -161,13 +163,15 @@ void drop_with_bpf(std::uint32_t pf, std::uint32_t hook, std::int32_t priority) 
 }
 
 // A program that returns `verdict`, where the kernel calls it.
-void attach_bpf(bpf_prog_type type, bpf_attach_type attach, std::int32_t verdict, int target, std::uint32_t flags) {
+void attach_bpf(bpf_prog_type type, bpf_attach_type attach, std::int32_t verdict, int target, std::uint32_t flags,
+                int type_id = 0) {
     bpf_insn code[2]{};
     code[0].code = BPF_ALU64 | BPF_MOV | BPF_K;
     code[0].imm = verdict;
     code[1].code = BPF_JMP | BPF_EXIT;
     LIBBPF_OPTS(bpf_prog_load_opts, options);
     options.expected_attach_type = attach;
+    options.attach_btf_id = static_cast<std::uint32_t>(type_id);
     const int program = bpf_prog_load(type, "drops_all", "GPL", code, 2, &options);
     if (program < 0)
         fail("bpf_prog_load");
@@ -269,6 +273,8 @@ int main(int count, char** arguments) {
         attach_bpf(BPF_PROG_TYPE_XDP, BPF_XDP, 1, static_cast<int>(if_nametoindex(arguments[2])),
                    in_the_stack); // XDP_DROP
     }
+    if (what == "lsm" && count == 3)
+        attach_bpf(BPF_PROG_TYPE_LSM, BPF_LSM_MAC, -EPERM, 0, 0, libbpf_find_vmlinux_btf_id(arguments[2], BPF_LSM_MAC));
     if (what == "forget") {
         forget_connections();
         return 0;

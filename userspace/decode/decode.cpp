@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <arpa/inet.h>
 #include <linux/netfilter.h>
@@ -299,6 +300,19 @@ DropSite site(const tsdt_cause& cause, const KernelNames& names) {
     return site;
 }
 
+// Functions that a packet reaches before the stack has noted by which device it came in, so that it looks like one that
+// is about to leave by that device: it is written to a TUN, comes out of a VXLAN tunnel, waits for its CPU.
+constexpr std::string_view comes_in[] = {"tun_get_user", "vxlan_rcv", "enqueue_to_backlog"};
+
+void set_way(Packet& packet, std::string_view location) {
+    const std::string_view function = location.substr(0, location.find_first_of("+."));
+    if (packet.in_dev || !packet.out_dev || std::ranges::find(comes_in, function) == std::end(comes_in)) {
+        return;
+    }
+    std::swap(packet.in_dev, packet.out_dev);
+    packet.received = true;
+}
+
 // What all packets of a cause share.
 Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machine) {
     Drop drop;
@@ -447,6 +461,7 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
     Drop drop = shared(cause, record.mono_ns, machine);
     drop.cpu = record.cpu;
     drop.packet = packet(record);
+    set_way(drop.packet, drop.site.location);
     if (record.pid != 0) {
         Process process{record.pid, std::string(text(record.comm))};
         if (drop.site.queue && drop.site.queue->fate == QueueFate::verdict) {

@@ -145,6 +145,7 @@ def expect_untold(group, drops, function, says, what):
             "explanation": {"id": "hook-without-rule"}}, what)
 
 
+QUEUE_EXPLAINED = {"nobody": "queue-nobody", "full": "queue-full"}
 EXPLAINED = {"nf_confirm": "conntrack-confirm", "ipv4_confirm": "conntrack-confirm", "ipv4_conntrack_in": "conntrack-in",
              "ipv6_conntrack_in": "conntrack-in", "ip_vs_in_hook": "ipvs", "nf_hook_run_bpf": "bpf-netfilter",
              "nf_nat_ipv4_local_fn": "hook-function", "nf_nat_ipv6_local_fn": "hook-function"}
@@ -300,7 +301,7 @@ def queues(group, guest, validator):
             group.equal([[step["chain"], step["number"]] for step in named["path"]], path, f"{what}: path")
             group.equal(drop["packet"]["in_dev"], "eth0", f"{what}: in_dev")
             group.equal(drop["process"], None, f"{what}: nobody here sent it")
-            group.fields(drop["explanation"], {"id": f"queue-{fate}", "summary": lambda text, n=number: f"queue {n}" in text,
+            group.fields(drop["explanation"], {"id": QUEUE_EXPLAINED[fate], "summary": lambda text, n=number: f"queue {n}" in text,
                                                "fixes": lambda fixes: len(fixes) == 2}, f"{what}: explanation")
     counted = {port: sum(c["packets"] for c in run.final["causes"] if any(f["dport"] == port for f in c["flows"]))
                for port in range(7771, 7779)}

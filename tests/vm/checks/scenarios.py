@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import come_and_go, differential, evidence, explanations, hooks, inferred, open_vswitch, selinux
+from . import causes, come_and_go, differential, evidence, explanations, hooks, inferred, open_vswitch, selinux
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -1177,7 +1177,7 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", open_vswitch.SCENARIO,
+             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", "causes", open_vswitch.SCENARIO,
              *inferred.SCENARIOS, *hooks.SCENARIOS, *selinux.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
@@ -1189,7 +1189,8 @@ NOT_EVERYWHERE = {
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "stopped-nftables": ["5.10", "newest"], "explanations": explanations.KERNELS, "causes": explanations.KERNELS,
+    open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 # Where fentry is forbidden. late-modules: the kernel has nothing yet that could tell whether it is.
@@ -1207,7 +1208,7 @@ def scenarios_of(series, everything):
             return name in BY_KPROBES[series] or (everything and name not in inferred.SCENARIOS)
         if series == "5.10" and name in inferred.SCENARIOS:
             return False  # what is forbidden there are fentry programs, of which 5.10 has none
-        if name == "explanations" and series not in explanations.KERNELS:
+        if name in ("explanations", "causes") and series not in explanations.KERNELS:
             return False  # 5.10 gives no reasons
         return everything or series in NOT_EVERYWHERE.get(name, [series])
     return [name for name in SCENARIOS if applies(name)]
@@ -1289,6 +1290,7 @@ def all_checks(report, guest, validator, program):
     run_replay("explanations", "replay of real causes")
     run(open_vswitch.SCENARIO, "drops by Open vSwitch", open_vswitch.check, validator)
     run_replay(open_vswitch.SCENARIO, "replay of drops by Open vSwitch")
+    run("causes", "the kernel's own reasons, by real causes", causes.causes, validator)
     hooks.all_checks(run, validator)
     come_and_go.all_checks(run, validator)
     selinux.all_checks(run, validator)
