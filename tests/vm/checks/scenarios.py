@@ -1177,7 +1177,7 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", "causes", open_vswitch.SCENARIO,
+             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", open_vswitch.SCENARIO, "causes",
              *inferred.SCENARIOS, *hooks.SCENARIOS, *selinux.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
