@@ -85,6 +85,7 @@ helpers+=($!)
 wait_for 10 "$out/cgroup.ready" ready
 
 trace run --all --verbose
+echo >/sys/kernel/tracing/trace
 echo 1 >/sys/kernel/tracing/events/skb/kfree_skb/enable
 {
     echo go >&"$go"
@@ -110,7 +111,6 @@ pause 2
 stop run
 echo 0 >/sys/kernel/tracing/events/skb/kfree_skb/enable
 cat /sys/kernel/tracing/trace >"$out/trace"
-echo >/sys/kernel/tracing/trace
 for device in /sys/class/net/*; do echo "${device##*/}"; done >"$out/devices"
 kill "${helpers[@]}"
 sysctl -qw net.ipv4.ipfrag_time=30 net.ipv4.ipfrag_max_dist=64 net.ipv4.tcp_fastopen=1 \
