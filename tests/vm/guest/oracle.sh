@@ -4,6 +4,7 @@
 # all of them; kept beside what it says are the kernel's own trace and the rules as the user's own tool prints them.
 # shellcheck source=lib.sh
 . /tests/lib.sh
+# "families" are those of nf_tables beyond IP's: the machine is a bridge, too.
 backend=$1
 backends=${backend/mixed/legacy nftables}
 
@@ -29,6 +30,27 @@ neigh replace fd00:b::1 lladdr 02:00:00:00:00:03 dev eth1 nud permanent
 IP
 }
 
+# The same of the bridge, and of ARP: one request for each address, not three.
+quiet_bridge() {
+    bridge
+    ip -batch - <<'IP'
+link set br0 address 02:00:00:00:00:10
+address add fd00:c::3/64 dev br0 nodad
+neigh replace 100.100.7.2 lladdr 02:00:00:00:00:11 dev br0 nud permanent
+neigh replace fd00:c::2 lladdr 02:00:00:00:00:11 dev br0 nud permanent
+route add 10.4.0.0/16 via 100.100.7.2 dev br0
+route add fd00:d::/64 via fd00:c::2 dev br0
+route add 10.3.0.0/16 dev eth0
+IP
+    ip -netns right link set eth0 address 02:00:00:00:00:11
+    ip -netns left link set eth0 address 02:00:00:00:00:12
+    sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
+    # The bridge knows where they are.
+    for side in left right; do
+        ip netns exec $side ping -q -c 1 -W 5 100.100.7.3
+    done >"$out/ping.log"
+}
+
 uses() { [[ " $backends " == *" $1 "* ]]; }
 
 # load DIRECTORY
@@ -45,6 +67,11 @@ load() {
     fi
     if uses nftables; then
         { echo flush ruleset && cat "$1/rules.nft"; } | nft -f -
+    fi
+    if uses families; then
+        local new=$1/new.nft
+        [ -z "$old" ] || new=/dev/null
+        { echo flush ruleset && cat "$1/rules.nft" "$new"; } | nft -f -
     fi
 }
 
@@ -89,6 +116,7 @@ changes() {
 }
 
 quiet_network
+! uses families || quiet_bridge
 ! uses legacy || modprobe nf_log_syslog || true
 trace run --all
 cp /oracle/seeds "$out/"

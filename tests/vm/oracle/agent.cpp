@@ -4,9 +4,10 @@
 //
 //   oracle-agent PACKETS JSON TRACE [PAUSE]
 //
-// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the IP header on, in
-//          hexadecimal:  out|provider|client|prime CPU HEX. "out" are this machine's own; the others come in by the
-//          interface of that network namespace. Those of one CPU are sent by a process of their own, in their order.
+// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the header of IP or ARP on, in
+//          hexadecimal:  out|prime|NETNS[>XX] CPU HEX. "out" are this machine's own; the others come in by the
+//          interface of that network namespace (provider, client, left or right), to the host whose MAC address ends in
+//          XX, or to all (ff). Those of one CPU are sent by a process of their own, in their order.
 //          "prime" are sent before all others, again and again, until tsdroptrace names the policy, or has the text of
 //          the rule, that drops them: then it has read the rules. The last line is the sentinel: it is sent when all
 //          others have been.
@@ -100,8 +101,11 @@ public:
                 fail("raw socket");
         }
         int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-        for (const auto& [name, device, last] : {std::tuple{"provider", "eth0", 1}, {"client", "eth1", 3}}) {
+        for (const auto& [name, device, last] :
+             {std::tuple{"provider", "eth0", 1}, {"client", "eth1", 3}, {"left", "eth0", 0x11}, {"right", "eth0", 0x12}}) {
             int there = open((std::string("/run/netns/") + name).c_str(), O_RDONLY | O_CLOEXEC);
+            if (there < 0 && errno == ENOENT) // not in this scenario
+                continue;
             if (there < 0 || setns(there, CLONE_NEWNET) < 0)
                 fail(name);
             close(there);
@@ -123,7 +127,7 @@ public:
 
     void send(const Packet& packet) const {
         const std::uint8_t* bytes = packet.bytes.data();
-        bool six = bytes[0] >> 4 == 6;
+        bool six = bytes[0] >> 4 == 6, arp = bytes[0] == 0;
         ssize_t sent;
         if (packet.origin == "out") {
             if (six) {
@@ -141,8 +145,13 @@ public:
                 std::perror("sendto");
             return;
         }
-        auto [link, to] = links_.at(packet.origin == "prime" ? "provider" : packet.origin);
-        to.sll_protocol = htons(six ? ETH_P_IPV6 : ETH_P_IP);
+        std::size_t end = packet.origin.find('>');
+        auto [link, to] = links_.at(packet.origin == "prime" ? "provider" : packet.origin.substr(0, end));
+        if (end != std::string::npos)
+            to.sll_addr[5] = static_cast<std::uint8_t>(std::stoi(packet.origin.substr(end + 1), nullptr, 16));
+        if (to.sll_addr[5] == 0xff)
+            std::memset(to.sll_addr, 0xff, ETH_ALEN);
+        to.sll_protocol = htons(arp ? ETH_P_ARP : six ? ETH_P_IPV6 : ETH_P_IP);
         sent = sendto(link, bytes, packet.bytes.size(), 0, reinterpret_cast<sockaddr*>(&to), sizeof(to));
         if (sent < 0)
             std::perror("sendto");
@@ -199,6 +208,8 @@ const char* family_name(int family) {
         return "netdev";
     case NFPROTO_BRIDGE:
         return "bridge";
+    case NFPROTO_ARP:
+        return "arp";
     default:
         return "other";
     }
@@ -265,6 +276,8 @@ std::string packet_text(const Attributes& trace) {
         line += "ip6 saddr " + address(AF_INET6, ip + 8) + " ip6 daddr " + address(AF_INET6, ip + 24) +
                 " ip6 hoplimit " + std::to_string(ip[7]) + " ip6 length " + std::to_string(be16(ip + 4));
         proto = ip[6];
+    } else if (ip[0] == 0 && size >= 28) { // ARP over Ethernet
+        line += "arp saddr ip " + address(AF_INET, ip + 14) + " arp daddr ip " + address(AF_INET, ip + 24);
     }
     auto transport = trace.find(NFTA_TRACE_TRANSPORT_HEADER);
     if ((proto == IPPROTO_UDP || proto == IPPROTO_TCP) && transport != trace.end() && transport->second.second >= 4) {
