@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import come_and_go, differential, evidence, explanations, hooks, inferred
+from . import come_and_go, counted, differential, evidence, explanations, hooks, inferred
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -1177,7 +1177,7 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{kind}" for kind in (*BACKENDS, "mixed", "families")), "explanations", *inferred.SCENARIOS,
+             *(f"oracle-{kind}" for kind in (*BACKENDS, "mixed", "families", "counted")), "explanations", *inferred.SCENARIOS,
              *hooks.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
@@ -1265,6 +1265,7 @@ def all_checks(report, guest, validator, program):
         run_replay(scenario, f"replay of drops that stop, {backend}")
     run("oracle-mixed", "random rules of two backends at once", differential.random_rules, validator, "mixed")
     run("oracle-families", "random rules of bridges, devices and ARP", differential.random_rules, validator, "families")
+    run("oracle-counted", "random rules of arptables and ebtables", counted.counted_rules, validator)
     run("incident-legacy", "recordings that are none", recordings_refused, program)
     run("various", "drops without a rule", kernel_drops, validator)
     run("various", "rules that change", changes)

@@ -52,6 +52,11 @@ class FamilyTable(Table):
     def __init__(self, rng, family, name, level, hooks):
         self.all_hooks = self.main_hooks = hooks
         super().__init__(rng, family, name, level)
+        # Most reach the later hooks.
+        if family == "bridge":
+            self.focus = rng.sample(BRIDGE_HOOKS[1:], 3)
+        elif family != "arp" and rng.random() < 0.6:
+            self.focus = []
         if family == "netdev" and hooks == ("ingress",):
             self.statements = (('dup to "eth1"', 0.3), ('fwd to "eth1"', 0.1))
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Writes, from a seed, what the guest loads and sends."""
 
+import json
 import random
 
-from . import churn, family_rules, iptables_rules, nft_rules
-from .packets import bridge_packets, lines, random_packets
+from . import churn, counted_rules, family_rules, iptables_rules, nft_rules
+from .packets import bridge_packets, lines, list_of, random_packets
 
 BACKENDS = ("legacy", "iptables-nft", "nftables")
 KINDS = {**{backend: (backend,) for backend in BACKENDS}, "mixed": ("legacy", "nftables")}
@@ -36,9 +37,24 @@ def write_families(directory, seed, number, packets):
     (directory / "packets").write_text(lines(bridge_packets(rng, packets, 1 + number % 2), ("families",), True))
 
 
+def write_counted(directory, seed, number, packets):
+    """The same for arptables and ebtables, whose packets are sent one by one. What is told of each is expected to be what
+    it was sent as, and where."""
+    rng = random.Random(f"{seed}/counted/{number}")
+    directory.mkdir(parents=True)
+    for kind, rules, sent, prime in (
+            ("arp", counted_rules.arp_rules, counted_rules.arp_packets(rng, packets * 2 // 5), counted_rules.arp_prime()),
+            ("bridge", counted_rules.bridge_rules, counted_rules.bridge_packets(rng, packets * 3 // 5),
+             counted_rules.bridge_prime())):
+        (directory / f"{kind}.rules").write_text("\n".join(rules(rng, min(3, number))) + "\n")
+        (directory / f"{kind}.packets").write_text(list_of(prime + [packet for packet, _ in sent]))
+        (directory / f"{kind}.list").write_text("".join(json.dumps([packet.origin, dies.key()]) + "\n"
+                                                        for packet, dies in sent))
+
+
 def write(directory, seeds, rounds, packets, churn_packets):
     """`rounds` rounds for each backend and each seed, directory/BACKEND/NUMBER, one for backends that are there at the
-    same time, one less for other families, and directory/churn/BACKEND."""
+    same time, one less for other families, two less for arptables and ebtables, and directory/churn/BACKEND."""
     for kind in KINDS:
         for at, seed in enumerate(seeds):
             for number in range(rounds) if kind in BACKENDS else [rounds - 1]:
@@ -46,6 +62,8 @@ def write(directory, seeds, rounds, packets, churn_packets):
     for at, seed in enumerate(seeds):
         for number in range(1, rounds):
             write_families(directory / "families" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
+        for number in range(2, rounds):
+            write_counted(directory / "counted" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
     for backend in BACKENDS:
         churn.write(directory / "churn" / backend, backend, random.Random(f"{seeds[-1]}/{backend}/churn"), 36,
                     churn_packets)

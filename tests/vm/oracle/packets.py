@@ -27,7 +27,7 @@ SENTINEL, PRIME_NFT, PRIME_POLICY, PRIME_LEGACY = range(65000, 65004)  # destina
 
 @dataclass
 class Packet:
-    origin: str  # "out", or "provider", "client", "left", "right", and to whose MAC: "left>bridge"; see agent.cpp
+    origin: str  # "out", or "provider", "client", "left", "right", perhaps with a MAC address: "left>bridge"
     cpu: int
     family: int
     proto: int
@@ -82,6 +82,9 @@ class ArpPacket:
     src: str
     dst: str
 
+    def key(self):
+        return ("other", "0", self.src, None, self.dst, None)
+
     def line(self):
         sender, target = (bytes.fromhex(mac.replace(":", "")) for mac in (MACS["far"], MACS["here"]))
         return f"{_origin(self.origin)} {self.cpu} " + (
@@ -131,7 +134,7 @@ def bridge_packets(rng, count, cpus):
         elif kind < 0.5:
             packets += _some(rng, number, cpu)
         else:
-            packets += [_bridged(rng, number, cpu)] * (1 if rng.random() < 0.9 else rng.randrange(2, 4))
+            packets += [bridged(rng, number, cpu)] * (1 if rng.random() < 0.9 else rng.randrange(2, 4))
     return packets[:count]
 
 
@@ -148,7 +151,7 @@ def _arp(rng, number, cpu):
     return ArpPacket(origin, cpu, operation, other, rng.choice((BRIDGE, LEFT, RIGHT, address(ASKED, rng.randrange(256)))))
 
 
-def _bridged(rng, number, cpu):
+def bridged(rng, number, cpu):
     family = rng.choice((4, 6))
     other = far(rng, family, number)
     proto = rng.choices((UDP, TCP, ICMPV6 if family == 6 else ICMP), (6, 3, 2))[0]
@@ -172,10 +175,15 @@ def lines(packets, backends, primed):
     ports = [(4, PRIME_LEGACY), (6, PRIME_LEGACY)] if "legacy" in backends else []
     if backends != ("legacy",):
         ports += [(4, PRIME_NFT), (4, PRIME_POLICY)]
-    own = [Packet("prime", 0, family, UDP, FAR[family][0], HERE[family], port, port)
+    own = [Packet("prime:provider", 0, family, UDP, FAR[family][0], HERE[family], port, port)
            for family, port in ports if primed]
+    return list_of(own + packets)
+
+
+def list_of(packets):
+    """As the agent reads them."""
     last = Packet("provider", 0, 4, UDP, FAR[4][0], HERE[4], SENTINEL, SENTINEL)
-    return "\n".join(packet.line() for packet in own + packets + [last]) + "\n"
+    return "\n".join(packet.line() for packet in packets + [last]) + "\n"
 
 
 def _some(rng, number, cpu):
