@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random rules of arptables and ebtables: no trace tells where a packet has been, but the counters of all rules before it
-and after it do."""
+"""Random rules of arptables and ebtables: no trace tells where a packet has been, but the counters of all rules before
+it and after it do."""
 
 import json
 import re
@@ -38,8 +38,8 @@ class Walk:
         self.rules, self.stops = rules, stops
 
     def ways(self, left):
-        """Yields (where it was dropped: (number of the stop, path), or None; whether it was answered; what is left of the
-        counters)."""
+        """Yields (where it was dropped: (number of the stop, path), or None; whether it was answered; what is left of
+        the counters)."""
         return self._station(0, left)
 
     def _station(self, at, left):
@@ -103,15 +103,17 @@ def verdict_of(rule):
         return match.group(1).lower()
     if target in ("mark", "snat", "dnat", "redirect", "mangle"):
         return "accept"
-    return "drop" if target == "arpreply" else target.lower() if target in ("DROP", "ACCEPT", "CONTINUE", "RETURN") else target
+    if target in ("DROP", "ACCEPT", "CONTINUE", "RETURN"):
+        return target.lower()
+    return "drop" if target == "arpreply" else target
 
 
 # ---- what the guest left ----
 
 def counts_by_rule(rules, family, table, words):
-    """{(family, table, chain, number, or None for the policy): packets}, from what the agent says of one table. The tools
-    print built-in chains in the order of the kernel's entries; the others begin with their name in the table of ARP, and
-    are in order in those of bridges."""
+    """{(family, table, chain, number, or None for the policy): packets}, from what the agent says of one table. The
+    tools print built-in chains in the order of the kernel's entries; the others begin with their name in the table of
+    ARP, and are in order in those of bridges."""
     found, words = {}, list(words)
 
     def take(chain, policy):
@@ -216,14 +218,18 @@ def read_steps(guest, scenario, name, rules):
 
 # ---- what is told of it ----
 
-def not_told(guest, got, wanted):
-    """Whether this is something that it says it does not know."""
+def not_told(guest, rules, got, wanted):
+    """Whether this is something that it cannot know, and says so."""
     if got["rule"] is not None:
         return False
     if "several chains" in (got["unknown"] or ""):
-        return wanted["kind"] == "policy" and wanted["rule"]["family"] == "bridge"
+        place = wanted["rule"]["family"], wanted["rule"]["table"]
+        deadly = [name for (*where, name), chain in rules.chains.items()
+                  if tuple(where) == place and chain.policy == "drop"]
+        return wanted["kind"] == "policy" and place[0] == "bridge" and len(deadly) > 1
     # 5.10: rules of this target are not watched.
-    return guest.old and "an extension target" in (got["unknown"] or "") and "-j mangle" in (wanted["rule"]["text"] or "")
+    untold = "an extension target" in (got["unknown"] or "")
+    return guest.old and untold and "-j mangle" in (wanted["rule"]["text"] or "")
 
 
 def counted_rules(group, guest, validator, broken=False):
@@ -232,7 +238,7 @@ def counted_rules(group, guest, validator, broken=False):
     check_lines(group, run, validator)
     group.equal(run.exit, 0, "exit code")
     group.equal(run.final["lost"], {}, "nothing was lost")
-    places, sent, several, untold, off_by_one, named, dropped = Counter(), 0, 0, 0, 0, 0, 0
+    places, found, faults = Counter(), Counter(), Counter()
     rounds = sorted(path.stem for path in (guest.directory / scenario).glob("[0-9]*.sent"))
     for name in rounds:
         rules = read_rules(guest, scenario, name.split("-")[0])
@@ -240,30 +246,34 @@ def counted_rules(group, guest, validator, broken=False):
         if name == max(other for other in rounds if other.split("-")[0] == name.split("-")[0]):
             group.equal(last, tool_counts(rules), f"{name}: counters at the end, as the tools print them")
         for number, step in enumerate(steps, 1):
-            sent += 1
+            found["sent"] += 1
             what = f"{name}, packet {number}, {step.key}"
             drops = [said(drop) for drop in run.drops if step.begin <= drop["mono_ns"] < step.end and by_netfilter(drop)
                      and drop["netns"]["inode"] == guest.netns and counts(key_of(drop))]
             if not group.true(step.ends, f"{what}: a way on which each rule is met as often as it has counted"):
                 continue
-            several += len(step.ends) > 1
+            found["several"] += len(step.ends) > 1
             off = [shifted(drop) for drop in drops]
             result = judge(off if broken else drops, step.ends)
-            dropped += bool(drops)
+            found["dropped"] += bool(drops)
             for kind in ("wrong", "missing", "spurious", "stale", "unread", "unknown", "no_path"):
                 for _, one, *wanted in getattr(result, kind):
-                    if wanted and not_told(guest, one, wanted[0]):
-                        untold += 1
+                    if wanted and not_told(guest, rules, one, wanted[0]):
+                        found["untold"] += 1
                     else:
                         group.true(False, f"{what}: {kind}: {'; '.join(difference(one, *wanted)) if wanted else one}")
             for _, one in result.right_ones:
                 group.passed += 1
                 places[one["rule"]["family"], one["hook"]] += 1
                 if one["rule"]["number"]:
-                    named += 1
-                    off_by_one += shifted(one) not in judge([shifted(one)], step.ends).right_ones
-    print(f"    counted: {sent} packets, {dropped} of them dropped, {untold} by what is said not to be known; "
-          f"{several} may have gone several ways")
+                    found["named"] += 1
+                    faults["off by one"] += len(judge([shifted(one)], step.ends).wrong) == 1
+            if drops and not broken and result.right == len(drops):
+                found["right"] += 1
+                faults["one less"] += len(judge(drops[1:], step.ends).missing) == 1
+                faults["one more"] += len(judge(drops + drops[:1], step.ends).spurious) == 1
+    print(f"    counted: {found['sent']} packets, {found['dropped']} of them dropped, {found['untold']} by what is said "
+          f"not to be known; {found['several']} may have gone several ways")
     print("    " + ", ".join(f"{' '.join(place)} {count}" for place, count in sorted(places.items())))
     kinds = {name.split("-")[1] for name in rounds}
     group.true("arp" in kinds, "the table of ARP", kinds)
@@ -271,9 +281,13 @@ def counted_rules(group, guest, validator, broken=False):
     for kind in kinds:
         count = sum(packets for (family, _), packets in places.items() if family == kind)
         group.true(count >= 15, f"packets that were dropped in family {kind}", count)
-    group.true(several <= sent / 10, "packets that may have gone several ways", several)
-    group.true(untold <= dropped / 5, "packets of which it says that it does not know", untold)
-    group.equal(off_by_one, named, "rules whose number is off by one and which the oracle notices")
+    group.true(found["several"] <= found["sent"] / 10, "packets that may have gone several ways", found["several"])
+    group.true(found["untold"] <= found["dropped"] / 5, "packets of which it says that it does not know",
+               found["untold"])
+    # The oracle itself must notice what is off by one, lacking, or told twice.
+    group.equal(faults["off by one"], found["named"], "rules whose number is off by one and which the oracle notices")
+    for fault in ("one less", "one more"):
+        group.equal(faults[fault], found["right"], f"packets of which the oracle notices {fault} line")
 
 
 def judge(drops, ends):

@@ -88,7 +88,8 @@ def in_bridge_prerouting(one):
 
 
 def is_sent_here(key, hook):
-    """A packet of the list that leaves this machine, or what asks for its neighbour. (Of TCP, an RST may look the same.)"""
+    """A packet of the list that leaves this machine, or what asks for its neighbour. (Of TCP, an RST may look the
+    same.)"""
     listed = key[1] == "udp" and key[3] in SENT_FROM or key[0] == "other" and key[4].startswith(ASKED)
     return listed and key[2] in (VM4, VM6) and hook in ("output", "postrouting", "egress")
 

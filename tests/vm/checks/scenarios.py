@@ -1189,7 +1189,8 @@ NOT_EVERYWHERE = {
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    "stopped-nftables": ["5.10", "newest"], "oracle-counted": ["5.10", "6.1"],
+    "explanations": explanations.KERNELS, **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
 # Where fentry is forbidden. late-modules: the kernel has nothing yet that could tell whether it is.

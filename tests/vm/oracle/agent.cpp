@@ -4,8 +4,8 @@
 //
 //   oracle-agent PACKETS JSON TRACE [PAUSE [TABLES]]
 //
-// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the header of IP or ARP on, in
-//          hexadecimal:  [prime:]out|NETNS[>XX] CPU HEX. "out" are this machine's own; the others come in by the
+// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the header of IP or ARP
+//          on, in hexadecimal:  [prime:]out|NETNS[>XX] CPU HEX. "out" are this machine's own; the others come in by the
 //          interface of that network namespace (provider, client, left or right), to the host whose MAC address ends in
 //          XX, or to all (ff). Those of one CPU are sent by a process of their own, in their order.
 //          "prime" are sent before all others, again and again, until tsdroptrace names the policy, or has the text of
@@ -17,12 +17,12 @@
 //          legacy tables are traced, is cleared when the packets begin.
 //
 // PAUSE    milliseconds after each packet; none if it is not given
-// TABLES   "arp:filter,bridge:nat": the counters of their rules are read before all packets and after each, and none is sent
-//          before the one before it has come to its end
+// TABLES   "arp:filter,bridge:nat": the counters of their rules are read before all packets and after each, which are
+//          then sent one by one
 //
 // On standard output: whether it was primed, the time (CLOCK_MONOTONIC, in ns) of the beginning and the end, and the
-// processes that sent. With TABLES, the time of each packet, and the counters of a table in the order in which the kernel
-// gives its entries, in that of ARP with the names of chains where they begin: "counters arp filter 1 0 4 @chain 0".
+// processes that sent. With TABLES, the time of each packet, and a table's counters in the order of the kernel's
+// entries, with the names of ARP's chains where they begin: "counters arp filter 1 0 4 @chain 0".
 #include <array>
 #include <cerrno>
 #include <cinttypes>
@@ -116,8 +116,10 @@ public:
                 fail("raw socket");
         }
         int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-        for (const auto& [name, device, last] :
-             {std::tuple{"provider", "eth0", 1}, {"client", "eth1", 3}, {"left", "eth0", 0x11}, {"right", "eth0", 0x12}}) {
+        for (const auto& [name, device, last] : {std::tuple{"provider", "eth0", 1},
+                                                 {"client", "eth1", 3},
+                                                 {"left", "eth0", 0x11},
+                                                 {"right", "eth0", 0x12}}) {
             int there = open((std::string("/run/netns/") + name).c_str(), O_RDONLY | O_CLOEXEC);
             if (there < 0 && errno == ENOENT) // not in this scenario
                 continue;
@@ -436,7 +438,7 @@ std::string ports_text(const Packet& packet) {
 void wait_until_read(const Sender& sender, const Packet& packet, Lines& lines) {
     std::string wanted = ports_text(packet);
     // The other family's packet has the same ports, and a second line of it may still be to come.
-    const char* family = is_arp(packet)                ? "\"family\":\"other\""
+    const char* family = is_arp(packet)              ? "\"family\":\"other\""
                          : packet.bytes[0] >> 4 == 4 ? "\"family\":\"ipv4\""
                                                      : "\"family\":\"ipv6\"";
     for (std::uint64_t end = now() + 10'000'000'000; now() < end;) {
@@ -518,8 +520,7 @@ void print_bridge_counters(int socket, const std::string& table) {
     info.num_counters = info.nentries;
     info.counters = counters.data();
     // The kernel wants the length of all three together.
-    ask(socket, EBT_SO_GET_ENTRIES, &info,
-        sizeof(info) + entries.size() + counters.size() * sizeof(ebt_counter));
+    ask(socket, EBT_SO_GET_ENTRIES, &info, sizeof(info) + entries.size() + counters.size() * sizeof(ebt_counter));
     for (const ebt_counter& counter : counters)
         std::printf(" %" PRIu64, static_cast<std::uint64_t>(counter.pcnt));
 }

@@ -6,7 +6,12 @@ from .packets import (ASKED, BEHIND, DPORTS, FAR, HERE, MACS, PRIME_LEGACY, PRIM
                       address, bridged, far)
 
 PRIME_ASKED = "10.9.9.9"
+# The oracle's own packets, which rules drop that come first in each table.
+ARP_PRIME = [ArpPacket("prime:provider", 0, 1, FAR[4][0], PRIME_ASKED)]
+BRIDGE_PRIME = [Packet("prime:left>right", 0, 4, UDP, FAR[4][0], BEHIND[4], port, port)
+                for port in (PRIME_NFT, PRIME_LEGACY)]
 TABLES = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "OUTPUT", "POSTROUTING")}
+NAMES = ("one", "to-{}", "x.{}", "a_long_name_of_a_chain{}", "D_{}", "last")
 INWARD, OUTWARD = ("PREROUTING", "INPUT"), ("OUTPUT", "POSTROUTING")
 
 
@@ -17,15 +22,15 @@ class Writer:
 
     def __init__(self, rng, level, hooks):
         self.rng, self.level, self.hooks = rng, level, hooks
-        self.chains = [name.format(n) for n, name in enumerate(("one", "to-{}", "x.{}", "a_long_name_of_a_chain{}", "D_{}",
-                                                               "last"))][:rng.randrange(2, 4 + level)]
+        self.chains = [name.format(n) for n, name in enumerate(NAMES)][:rng.randrange(2, 4 + level)]
 
     def negated(self):
         return self.rng.choice(("", "", "! "))
 
     def verdict(self, chain, later, extensions):
         rng = self.rng
-        kinds = [("DROP", 3 * self.deadly), ("ACCEPT", 1), (rng.choice(extensions), 2 * self.deadly), (self.nothing, 0.7)]
+        kinds = [("DROP", 3 * self.deadly), ("ACCEPT", 1), (rng.choice(extensions), 2 * self.deadly),
+                 (self.nothing, 0.7)]
         if chain not in self.hooks:
             kinds.append(("RETURN", 1))
         if later:
@@ -64,11 +69,12 @@ class ArpWriter(Writer):
 
     @staticmethod
     def extensions(chain):
-        return ("mangle --mangle-ip-s 10.0.0.99 --mangle-target DROP", "mangle --mangle-ip-s 10.0.0.98 --mangle-target CONTINUE",
-                "mangle --mangle-ip-s 10.0.0.97 --mangle-target ACCEPT")
+        return tuple(f"mangle --mangle-ip-s 10.0.0.{last} --mangle-target {target}"
+                     for last, target in ((99, "DROP"), (98, "CONTINUE"), (97, "ACCEPT")))
 
     def commands(self):
-        return [f"-N {chain}" for chain in self.chains] + self.rules() + [f"-P {hook} {self.policy()}" for hook in self.hooks]
+        return [f"-N {chain}" for chain in self.chains] + self.rules() + \
+            [f"-P {hook} {self.policy()}" for hook in self.hooks]
 
     def addresses(self):
         rng = self.rng
@@ -150,7 +156,8 @@ class BridgeWriter(Writer):
 
     def matches(self, chain):
         rng = self.rng
-        return " ".join([self.protocol()] + [self.extra(chain) for _ in range(rng.choices((0, 1), (3, 2 + self.level))[0])]).strip()
+        extras = rng.choices((0, 1), (3, 2 + self.level))[0]
+        return " ".join([self.protocol()] + [self.extra(chain) for _ in range(extras)]).strip()
 
 
 def arp_rules(rng, level):
@@ -172,8 +179,8 @@ def arp_packets(rng, count):
             packet = Packet("out", 0, 4, UDP, HERE[4], address(ASKED, number), rng.choice(SPORTS), rng.choice(DPORTS))
             found.append((packet, ArpPacket("out", 0, 1, HERE[4], packet.dst)))
         else:
-            packet = ArpPacket(rng.choice(("provider>here", "provider>all")), 0, rng.choice((1, 1, 2)), far(rng, 4, number),
-                               address(ASKED, rng.randrange(256)))
+            packet = ArpPacket(rng.choice(("provider>here", "provider>all")), 0, rng.choice((1, 1, 2)),
+                               far(rng, 4, number), address(ASKED, rng.randrange(256)))
             found.append((packet, packet))
     return found
 
@@ -188,11 +195,3 @@ def bridge_packets(rng, count):
                                far(rng, 4, number), address(ASKED, rng.randrange(256)))
         found.append((packet, packet))
     return found
-
-
-def arp_prime():
-    return [ArpPacket("prime:provider", 0, 1, FAR[4][0], PRIME_ASKED)]
-
-
-def bridge_prime():
-    return [Packet("prime:left>right", 0, 4, UDP, FAR[4][0], BEHIND[4], port, port) for port in (PRIME_NFT, PRIME_LEGACY)]

@@ -126,11 +126,12 @@ class FamilyTable(Table):
         if self.rng.random() < 0.25 and self.family != "arp":
             return self.link_match()
         if self.version == ARP:
-            kinds = (lambda: f"limit rate {self.rng.choice(('', 'over '))}1/hour burst {self.rng.randrange(1, 6)} packets",
-                     lambda: f"numgen {self.rng.choice(('inc', 'random'))} mod {self.rng.randrange(2, 5)} 0",
-                     lambda: f"meta mark {self.rng.randrange(4)}", lambda: f"quota over {self.rng.randrange(60, 400)} bytes",
-                     lambda: f"meta cpu {self.rng.randrange(2)}", self.arp_match, self.arp_match)
-            return self.rng.choice(kinds)()
+            rng = self.rng
+            return rng.choice((
+                lambda: f"limit rate {rng.choice(('', 'over '))}1/hour burst {rng.randrange(1, 6)} packets",
+                lambda: f"numgen {rng.choice(('inc', 'random'))} mod {rng.randrange(2, 5)} 0",
+                lambda: f"meta mark {rng.randrange(4)}", lambda: f"quota over {rng.randrange(60, 400)} bytes",
+                lambda: f"meta cpu {rng.randrange(2)}", self.arp_match, self.arp_match))()
         while re.search(r"\bct\b|nfproto", text := super().match()):
             pass  # where nothing is tracked
         return text

@@ -28,7 +28,8 @@ def write_round(directory, kind, seed, number, packets):
 
 
 def write_families(directory, seed, number, packets):
-    """The same for the families of nf_tables beyond those of IP. What an old kernel does not know is in a file of its own."""
+    """The same for the families of nf_tables beyond those of IP. What an old kernel does not know is in a file of its
+    own."""
     rng = random.Random(f"{seed}/families/{number}")
     directory.mkdir(parents=True)
     rules, new = family_rules.ruleset(rng, min(3, number))
@@ -38,15 +39,16 @@ def write_families(directory, seed, number, packets):
 
 
 def write_counted(directory, seed, number, packets):
-    """The same for arptables and ebtables, whose packets are sent one by one. What is told of each is expected to be what
-    it was sent as, and where."""
+    """The same for arptables and ebtables, whose packets are sent one by one. Beside each is where it comes from, and what
+    dies if it is dropped."""
     rng = random.Random(f"{seed}/counted/{number}")
     directory.mkdir(parents=True)
+    level, few, many = min(3, number), packets * 2 // 5, packets * 3 // 5
     for kind, rules, sent, prime in (
-            ("arp", counted_rules.arp_rules, counted_rules.arp_packets(rng, packets * 2 // 5), counted_rules.arp_prime()),
-            ("bridge", counted_rules.bridge_rules, counted_rules.bridge_packets(rng, packets * 3 // 5),
-             counted_rules.bridge_prime())):
-        (directory / f"{kind}.rules").write_text("\n".join(rules(rng, min(3, number))) + "\n")
+            ("arp", counted_rules.arp_rules(rng, level), counted_rules.arp_packets(rng, few), counted_rules.ARP_PRIME),
+            ("bridge", counted_rules.bridge_rules(rng, level), counted_rules.bridge_packets(rng, many),
+             counted_rules.BRIDGE_PRIME)):
+        (directory / f"{kind}.rules").write_text("\n".join(rules) + "\n")
         (directory / f"{kind}.packets").write_text(list_of(prime + [packet for packet, _ in sent]))
         (directory / f"{kind}.list").write_text("".join(json.dumps([packet.origin, dies.key()]) + "\n"
                                                         for packet, dies in sent))
@@ -60,9 +62,9 @@ def write(directory, seeds, rounds, packets, churn_packets):
             for number in range(rounds) if kind in BACKENDS else [rounds - 1]:
                 write_round(directory / kind / f"{at * rounds + number:04}", kind, seed, number, packets)
     for at, seed in enumerate(seeds):
-        for number in range(1, rounds):
+        for number in range(min(1, rounds - 1), rounds):
             write_families(directory / "families" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
-        for number in range(2, rounds):
+        for number in range(min(2, rounds - 1), rounds):
             write_counted(directory / "counted" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
     for backend in BACKENDS:
         churn.write(directory / "churn" / backend, backend, random.Random(f"{seeds[-1]}/{backend}/churn"), 36,

@@ -225,8 +225,8 @@ class Table:
                 kind = self.kind(hook, priority)
                 rules = [self.rule(self.chains, True, not main)
                          for _ in range(rng.randrange(1, 5 + 2 * level) if main else rng.randrange(0, 3 + level))]
-                blocks.append([f"chain {hook}{number} {{",
-                               f"type {kind} hook {self.place(hook)} priority {priority}; policy {policy};", *rules, "}"])
+                where = f"type {kind} hook {self.place(hook)} priority {priority}; policy {policy};"
+                blocks.append([f"chain {hook}{number} {{", where, *rules, "}"])
         rng.shuffle(blocks)
         for block in blocks:
             lines += block

@@ -15,7 +15,8 @@ FAR = {4: ("100.100.0.0", "100.64.0.0", "198.18.0.0", "172.20.0.0"),
 DPORTS = range(7000, 7016)
 SPORTS = range(5000, 5008)
 TTLS = (1, 30, 64, 128)  # 1: not to be forwarded
-# Of the hosts at both ends of a bridge, and of the machine that is the bridge; those behind it, and those that it asks for.
+# Of the hosts at both ends of a bridge, and of the machine that is the bridge; of those behind it; of those that this
+# machine asks for.
 LEFT, RIGHT, BRIDGE = "100.100.7.1", "100.100.7.2", "100.100.7.3"
 BEHIND_BRIDGE = {4: "10.4.0.0", 6: "fd00:d::"}
 ASKED = "10.3.0.0"
@@ -148,7 +149,8 @@ def _arp(rng, number, cpu):
         return ArpPacket(rng.choice(("provider>here", "provider>all")), cpu, operation, other,
                          rng.choice((HERE[4], address(ASKED, rng.randrange(256)))))
     origin = rng.choice(("left>right", "left>bridge", "left>all", "right>left", "right>all"))
-    return ArpPacket(origin, cpu, operation, other, rng.choice((BRIDGE, LEFT, RIGHT, address(ASKED, rng.randrange(256)))))
+    asked = rng.choice((BRIDGE, LEFT, RIGHT, address(ASKED, rng.randrange(256))))
+    return ArpPacket(origin, cpu, operation, other, asked)
 
 
 def bridged(rng, number, cpu):
