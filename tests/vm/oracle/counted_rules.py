@@ -57,8 +57,10 @@ class Writer:
         rng.shuffle(rules)  # those of one chain do not come together
         return rules
 
-    def policy(self):
-        return "DROP" if self.rng.random() < 0.08 else "ACCEPT"
+    def policies(self, chains):
+        """Of some chains. Where more than one drops, nobody knows with ebtables which one it was."""
+        drops = self.rng.sample(chains, min(len(chains), self.rng.choices((0, 1, 2), (5, 4, 1))[0]))
+        return {chain: "DROP" for chain in drops}
 
 
 class ArpWriter(Writer):
@@ -74,7 +76,7 @@ class ArpWriter(Writer):
 
     def commands(self):
         return [f"-N {chain}" for chain in self.chains] + self.rules() + \
-            [f"-P {hook} {self.policy()}" for hook in self.hooks]
+            [f"-P {hook} {policy}" for hook, policy in self.policies(self.hooks).items()]
 
     def addresses(self):
         rng = self.rng
@@ -113,9 +115,10 @@ class BridgeWriter(Writer):
 
     def lines(self, first):
         """As ebtables-legacy-restore reads them; `first`: rules before the others."""
-        kinds = ("RETURN", "ACCEPT", "DROP")
-        return [f"*{self.table}"] + [f":{hook} {self.policy()}" for hook in self.hooks] + \
-            [f":{chain} {self.rng.choices(kinds, (10, 1, 0.6))[0]}" for chain in self.chains] + first + self.rules()
+        policies = {**{hook: "ACCEPT" for hook in self.hooks},
+                    **{chain: self.rng.choices(("RETURN", "ACCEPT"), (10, 1))[0] for chain in self.chains}}
+        policies.update(self.policies(list(policies)))
+        return [f"*{self.table}"] + [f":{chain} {policy}" for chain, policy in policies.items()] + first + self.rules()
 
     def rule(self, chain, later):
         if chain == "PREROUTING" and self.rng.random() < 0.1:
