@@ -10,6 +10,7 @@ PRIME_ASKED = "10.9.9.9"
 ARP_PRIME = [ArpPacket("prime:provider", 0, 1, FAR[4][0], PRIME_ASKED)]
 BRIDGE_PRIME = [Packet("prime:left>right", 0, 4, UDP, FAR[4][0], BEHIND[4], port, port)
                 for port in (PRIME_NFT, PRIME_LEGACY)]
+ARP_HOOKS = ("INPUT", "OUTPUT")
 TABLES = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "OUTPUT", "POSTROUTING")}
 NAMES = ("one", "to-{}", "x.{}", "a_long_name_of_a_chain{}", "D_{}", "last")
 INWARD, OUTWARD = ("PREROUTING", "INPUT"), ("OUTPUT", "POSTROUTING")
@@ -67,7 +68,7 @@ class ArpWriter(Writer):
     nothing = ""
 
     def __init__(self, rng, level):
-        super().__init__(rng, level, ("INPUT", "OUTPUT"))
+        super().__init__(rng, level, ARP_HOOKS)
 
     @staticmethod
     def extensions(chain):
@@ -163,15 +164,18 @@ class BridgeWriter(Writer):
         return " ".join([self.protocol()] + [self.extra(chain) for _ in range(extras)]).strip()
 
 
+# Beside the oracle's own, the first rules see to it that something dies, whatever chance makes of the others.
 def arp_rules(rng, level):
-    return [f"-A INPUT -d {PRIME_ASKED} -j DROP", *ArpWriter(rng, level).commands()]
+    return [f"-A INPUT -d {PRIME_ASKED} -j DROP", *(f"-A {chain} -d 0.0.0.3/0.0.0.3 -j DROP" for chain in ARP_HOOKS),
+            *ArpWriter(rng, level).commands()]
 
 
 def bridge_rules(rng, level):
     prime = "-A {} -p IPv4 --ip-proto udp --ip-dport {} -j {}"
     return BridgeWriter(rng, level, "nat").lines([prime.format("PREROUTING", PRIME_NFT, "DROP"),
                                                   prime.format("PREROUTING", PRIME_LEGACY, "ACCEPT")]) + \
-        BridgeWriter(rng, level, "filter").lines([prime.format("FORWARD", PRIME_LEGACY, "DROP")])
+        BridgeWriter(rng, level, "filter").lines([prime.format("FORWARD", PRIME_LEGACY, "DROP"),
+                                                  "-A FORWARD -p IPv4 --ip-src 0.0.0.3/0.0.0.3 -j DROP"])
 
 
 def arp_packets(rng, count):

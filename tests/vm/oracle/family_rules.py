@@ -53,10 +53,12 @@ class FamilyTable(Table):
         self.all_hooks = self.main_hooks = hooks
         super().__init__(rng, family, name, level)
         # Most reach the later hooks.
+        if "egress" in hooks:
+            self.hooks = list(hooks)
         if family == "bridge":
             self.focus = rng.sample(BRIDGE_HOOKS[1:], 3)
         elif family != "arp" and rng.random() < 0.6:
-            self.focus = []
+            self.focus = [hook for hook in hooks if hook == "egress"]
         if family == "netdev" and hooks == ("ingress",):
             self.statements = (('dup to "eth1"', 0.3), ('fwd to "eth1"', 0.1))
 
@@ -73,7 +75,7 @@ class FamilyTable(Table):
     def place(self, hook):
         if self.family not in ("netdev", "inet"):
             return hook
-        some = sorted(self.rng.sample(DEVICES, self.rng.choice((1, 1, 2, 3))))
+        some = sorted(self.rng.sample(DEVICES, self.rng.choice((1, 1, 2, 3) if hook == "ingress" else (3, 4))))
         return f'{hook} device "{some[0]}"' if len(some) == 1 else f"{hook} devices = {{ {', '.join(some)} }}"
 
     def kind(self, hook, priority):

@@ -56,7 +56,8 @@ def write_counted(directory, seed, number, packets):
 
 def write(directory, seeds, rounds, packets, churn_packets):
     """`rounds` rounds for each backend and each seed, directory/BACKEND/NUMBER, one for backends that are there at the
-    same time, one less for other families, two less for arptables and ebtables, and directory/churn/BACKEND."""
+    same time, one less for other families; of the last seed only, two less for arptables and ebtables, and
+    directory/churn/BACKEND."""
     for kind in KINDS:
         for at, seed in enumerate(seeds):
             for number in range(rounds) if kind in BACKENDS else [rounds - 1]:
@@ -64,8 +65,8 @@ def write(directory, seeds, rounds, packets, churn_packets):
     for at, seed in enumerate(seeds):
         for number in range(min(1, rounds - 1), rounds):
             write_families(directory / "families" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
-        for number in range(min(2, rounds - 1), rounds):
-            write_counted(directory / "counted" / f"{at * rounds + number:04}", seed, number, packets * 3 // 4)
+    for number in range(min(2, rounds - 1), rounds):
+        write_counted(directory / "counted" / f"{number:04}", seeds[-1], number, packets * 3 // 4)
     for backend in BACKENDS:
         churn.write(directory / "churn" / backend, backend, random.Random(f"{seeds[-1]}/{backend}/churn"), 36,
                     churn_packets)
