@@ -445,6 +445,21 @@ def late_modules(group, guest, validator):
             group.fields(drop, {"drop": expected_site(guest, backend, hook),
                                 "rule": expected_rule(backend, rules, family, table, [(chain, number)])},
                          f"{ip} port {port}")
+    # Some of these have died before their module was traced, which does not keep the others from being named.
+    arp = Ruleset().add_listing(guest.text("late-modules/arp.list"), guest.text("late-modules/arp.counters"), "arp",
+                                "filter")
+    place = ("arp", "filter", "INPUT", 1)
+    drops = sorted((d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] != "kernel"),
+                   key=lambda d: d["mono_ns"])
+    group.equal(len(drops), arp.rule(*place).packets, "requests for addresses: the rule's own counter")
+    for drop in drops:
+        rule = drop["rule"]
+        group.true(not rule or (rule["family"], rule["table"], rule["chain"], rule["number"]) == place,
+                   "a request for an address: its rule", rule)
+    for drop in drops[-1:]:
+        group.equal(drop["packet"]["dst"], "100.100.9.99", "the last such request")
+        group.fields(drop, {"drop": expected_site(guest, "legacy", "input"),
+                            "rule": expected_rule("legacy", arp, *place[:2], [place[2:]])}, "the last such request")
     # Modules are looked for each second. What it takes to attach to them was less than all of the start, in the same VM;
     # the guest looks five times a second.
     marks = guest.marks("late-modules")
@@ -455,7 +470,7 @@ def late_modules(group, guest, validator):
     # Rules that came with their module are told as new, if not by whom: nobody was watching yet.
     added = {(rule["family"], rule["table"], rule["chain"], rule["number"])
              for line in run.of_type("ruleset") for rule in line["drops"]["added"]}
-    group.equal(added, {case[4] for case in cases}, "rules that came")
+    group.equal(added, {case[4] for case in cases} | {place}, "rules that came")
 
 
 # ---- drops without a rule, and noise ----
