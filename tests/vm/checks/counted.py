@@ -5,6 +5,7 @@ it and after it do."""
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 from .differential import attribution, by_netfilter, compare, counts, is_sent_here, shifted
 from .guest import check_lines, key_of
@@ -31,6 +32,16 @@ def stations(origin, is_arp):
     return [first, ("bridge", "filter", "FORWARD", sender, receiver), ("bridge", "nat", "POSTROUTING", None, receiver)]
 
 
+@dataclass(frozen=True)
+class Met:
+    """Rules and policies: how often each has still to be met, and those that have been, in their order."""
+    left: Counter
+    places: tuple = ()
+
+    def now(self, place):
+        return Met(self.left - Counter([place]), self.places + (place,))
+
+
 class Walk:
     """All ways of one packet through the rules, on none of which a rule is met more often than its counter says."""
 
@@ -41,60 +52,59 @@ class Walk:
             for number, rule in enumerate(chain.rules, 1):
                 self.jumps[family, table, verdict_of(rule)].append((family, table, name, number))
 
-    def ways(self, left):
-        """Yields (where it was dropped: (number of the stop, path), or None; whether it was answered; what is left of
-        the counters)."""
-        return self._station(0, left)
+    def ways(self, met):
+        """Yields (where it was dropped: (number of the stop, path), or None; whether it was answered; what it met)."""
+        return self._station(0, met)
 
-    def _station(self, at, left):
+    def _station(self, at, met):
         if at == len(self.stops):
-            yield None, False, left
+            yield None, False, met
             return
-        yield from self._rule(at, [(self.stops[at][2], 1)], left)
+        yield from self._rule(at, [(self.stops[at][2], 1)], met)
 
-    def _decided(self, at, path, verdict, left, answered=False):
+    def _decided(self, at, path, verdict, met, answered=False):
         if verdict == "drop":
-            yield (at, path), answered, left
+            yield (at, path), answered, met
         else:
-            yield from self._station(at + 1, left)
+            yield from self._station(at + 1, met)
 
-    def _rule(self, at, way, left):
+    def _rule(self, at, way, met):
         """`way`: [(chain, number of the rule that it is at)]"""
         family, table, *_ = self.stops[at]
         chain, number = way[-1]
         there = self.rules.chains[family, table, chain]
         if number > len(there.rules):
-            yield from self._end_of_chain(at, way, there, left)
+            yield from self._end_of_chain(at, way, there, met)
             return
         following = [*way[:-1], (chain, number + 1)]
         here = family, table, chain, number
         # What has counted more often than the packet will come here again has counted now.
-        again = sum(left[jump] for jump in self.jumps[family, table, chain])
-        if left[here] <= again:
-            yield from self._rule(at, following, left)
-        if 0 < left[here] <= again + 1:
-            yield from self._matched(at, way, following, there.rules[number - 1], left - Counter([here]))
+        again = sum(met.left[jump] for jump in self.jumps[family, table, chain])
+        if met.left[here] <= again:
+            yield from self._rule(at, following, met)
+        if 0 < met.left[here] <= again + 1:
+            yield from self._matched(at, way, following, there.rules[number - 1], met.now(here))
 
-    def _end_of_chain(self, at, way, there, left):
+    def _end_of_chain(self, at, way, there, met):
         chain = way[-1][0]
         here = (*self.stops[at][:2], chain, None)
         if len(way) > 1 and there.policy in ("", "return"):
-            yield from self._rule(at, after_jump(way), left)
+            yield from self._rule(at, after_jump(way), met)
         elif there.packets is None:  # with ebtables, policies are not counted
-            yield from self._decided(at, [(chain, None)], there.policy, left)
-        elif left[here] > 0:
-            yield from self._decided(at, [(chain, None)], there.policy, left - Counter([here]))
+            yield from self._decided(at, [(chain, None)], there.policy, met)
+        elif met.left[here] > 0:
+            yield from self._decided(at, [(chain, None)], there.policy, met.now(here))
 
-    def _matched(self, at, way, following, rule, left):
+    def _matched(self, at, way, following, rule, met):
         target = verdict_of(rule)
         if target in ("drop", "accept"):
-            yield from self._decided(at, way, target, left, rule.target == "arpreply")
+            yield from self._decided(at, way, target, met, rule.target == "arpreply")
         elif target == "continue":
-            yield from self._rule(at, following, left)
+            yield from self._rule(at, following, met)
         elif target == "return":
-            yield from self._rule(at, after_jump(way), left)
+            yield from self._rule(at, after_jump(way), met)
         else:
-            yield from self._rule(at, [*way, (target, 1)], left)
+            yield from self._rule(at, [*way, (target, 1)], met)
 
 
 def after_jump(way):
@@ -176,25 +186,26 @@ class Step:
     """One packet, and all that can have become of it."""
 
     def __init__(self, origin, key, begin, end, rules, moved):
-        self.key, self.begin, self.end, self.rules, self.moved = key, begin, end, rules, moved
+        self.key, self.begin, self.end, self.rules = key, begin, end, rules
         self.stops = stations(origin, key[0] == "other")
         self.ends = []  # of each: what is expected of its drop lines
-        for fate, answered, left in Walk(rules, self.stops).ways(Counter(moved)):
-            fates = [self.expected(self.key, self.stops, fate)] if fate else []
+        for fate, answered, met in Walk(rules, self.stops).ways(Met(Counter(moved))):
+            fates = [self.expected(self.key, self.stops, fate, met.places)] if fate else []
             # The answer leaves by where the request has come from.
             reply = [("arp", "filter", "OUTPUT", None, self.stops[0][3])]
             answer = ["other", "0", key[4], None, key[2], None]
-            for its_fate, _, now_left in Walk(rules, reply).ways(left) if answered else [(None, False, left)]:
-                end = fates + ([self.expected(answer, reply, its_fate)] if its_fate else [])
-                if not +now_left and end not in self.ends:
+            for its_fate, _, then in Walk(rules, reply).ways(met) if answered else [(None, False, met)]:
+                places = then.places[len(met.places):]
+                end = fates + ([self.expected(answer, reply, its_fate, places)] if its_fate else [])
+                if not +then.left and end not in self.ends:
                     self.ends.append(end)
 
-    def expected(self, key, stops, fate):
+    def expected(self, key, stops, fate, met):
         at, path = fate
         family, table, chain, in_dev, out_dev = stops[at]
         rule = expected_rule("legacy", self.rules, family, table, path)
         key = list(key)
-        for place in self.moved:  # what changes who asks
+        for place in met:  # what changes who asks
             change = place[3] and family == "arp" == place[0] and \
                 re.search(r"--mangle-ip-s (\S+)", self.rules.rule(*place).text)
             if change:
@@ -289,7 +300,8 @@ def counted_rules(group, guest, validator, broken=False):
         count = sum(packets for (family, _), packets in places.items() if family == kind)
         group.true(count >= 3, f"packets that were dropped in family {kind}", count)
     group.true(found["several"] <= found["sent"] / 10, "packets that may have gone several ways", found["several"])
-    group.true(found["untold"] <= found["dropped"] / 2, "packets of which it says that it does not know",
+    # On 5.10 chance decides how many rules have a target that is not watched.
+    group.true(guest.old or found["untold"] <= found["dropped"] / 2, "packets of which it says that it does not know",
                found["untold"])
     # The oracle itself must notice what is off by one, lacking, or told twice.
     group.equal(faults["off by one"], found["named"], "rules whose number is off by one and which the oracle notices")

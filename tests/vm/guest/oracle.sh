@@ -37,6 +37,7 @@ quiet_bridge() {
     ip -batch - <<'IP'
 link set br0 address 02:00:00:00:00:10
 address add fd00:c::3/64 dev br0 nodad
+neigh replace 100.100.7.1 lladdr 02:00:00:00:00:12 dev br0 nud permanent
 neigh replace 100.100.7.2 lladdr 02:00:00:00:00:11 dev br0 nud permanent
 neigh replace fd00:c::2 lladdr 02:00:00:00:00:11 dev br0 nud permanent
 route add 10.4.0.0/16 via 100.100.7.2 dev br0
@@ -49,8 +50,14 @@ IP
         sysctl -qw net.ipv6.conf.$side.disable_ipv6=1
     done
     uses families || sysctl -qw net.ipv6.conf.br0.disable_ipv6=1
-    ip -netns right link set eth0 address 02:00:00:00:00:11
-    ip -netns left link set eth0 address 02:00:00:00:00:12
+    ip -netns right -batch - <<'IP'
+link set eth0 address 02:00:00:00:00:11
+neigh replace 100.100.7.3 lladdr 02:00:00:00:00:10 dev eth0 nud permanent
+IP
+    ip -netns left -batch - <<'IP'
+link set eth0 address 02:00:00:00:00:12
+neigh replace 100.100.7.3 lladdr 02:00:00:00:00:10 dev eth0 nud permanent
+IP
     sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1
     # The bridge knows where they are.
     for side in left right; do
