@@ -290,8 +290,8 @@ def counted_rules(group, guest, validator, broken=False):
                 found["right"] += 1
                 faults["one less"] += len(judge(drops[1:], step.ends).missing) == 1
                 faults["one more"] += len(judge(drops + drops[:1], step.ends).spurious) == 1
-    print(f"    counted: {found['sent']} packets, {found['dropped']} of them dropped, {found['untold']} by what is said "
-          f"not to be known; {found['several']} may have gone several ways")
+    print(f"    counted: {found['sent']} packets, {found['dropped']} of them dropped, {found['untold']} by what is "
+          f"said not to be known; {found['several']} may have gone several ways")
     print("    " + ", ".join(f"{' '.join(place)} {count}" for place, count in sorted(places.items())))
     kinds = {name.split("-")[1] for name in rounds}
     group.true("arp" in kinds, "the table of ARP", kinds)

@@ -39,8 +39,8 @@ def write_families(directory, seed, number, packets):
 
 
 def write_counted(directory, seed, number, packets):
-    """The same for arptables and ebtables, whose packets are sent one by one. Beside each is where it comes from, and what
-    dies if it is dropped."""
+    """The same for arptables and ebtables, whose packets are sent one by one. Beside each is where it comes from, and
+    what dies if it is dropped."""
     rng = random.Random(f"{seed}/counted/{number}")
     directory.mkdir(parents=True)
     level, few, many = min(3, number), packets * 2 // 5, packets * 3 // 5
