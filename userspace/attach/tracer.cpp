@@ -1083,6 +1083,12 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
         for (const std::string_view function : nft_matches)
             functions.push_back({std::string(function), "nft_compat", {}, {}});
     }
+    // A module may have come a moment ago, and have dropped a packet at once. Its tables are to be traced as tables: taken
+    // for a function without rules, one would be that for good.
+    if (std::ranges::any_of(functions, [&](const HookFunction& function) {
+            return !state_->traces(function.name) && !state_->late_functions.contains(function.name);
+        }))
+        refresh();
     KernelTypes::Names names, modules;
     for (const HookFunction& function : functions) {
         // nf_tables' own: of its rules the probe of one may have been skipped.

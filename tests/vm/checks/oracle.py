@@ -271,6 +271,9 @@ def _packet(text):
     """(packet key, the rest of Fate) of a "packet:" line of nft's trace."""
     find = lambda pattern: (re.search(pattern, text) or [None, None])[1]  # noqa: E731
     number = lambda pattern: int(find(pattern)) if find(pattern) else None  # noqa: E731
+    if match := re.search(r"arp saddr ip (\S+) arp daddr ip (\S+)", text):
+        return packet_key("other", "0", match.group(1), None, match.group(2), None), {
+            "in_dev": find(r'iif "(\S+)"'), "out_dev": find(r'oif "(\S+)"'), "length": None, "ttl": 0, "mark": None}
     six = "ip6 saddr" in text
     proto = next((p for p in ("udp", "tcp") if f"{p} dport" in text), "icmpv6" if six else "icmp")
     src, dst = find(r"ip6? saddr (\S+)"), find(r"ip6? daddr (\S+)")
@@ -285,7 +288,7 @@ def _packet(text):
 
 
 def backend_name(backend):
-    return "iptables-legacy" if backend == "legacy" else backend
+    return {"legacy": "iptables-legacy", "families": "nftables"}.get(backend, backend)
 
 
 def expected_rule(backend, ruleset, family, table, path):

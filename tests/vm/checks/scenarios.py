@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from . import causes, come_and_go, differential, evidence, explanations, hooks, inferred, open_vswitch, selinux
+from . import causes, come_and_go, counted, differential, evidence, explanations, hooks, inferred, open_vswitch, selinux
 from .guest import Run, check_lines, check_run, check_terminal, key_of, seconds
 from .oracle import Ruleset, expected_rule, fates_from_log, fates_from_monitor
 
@@ -445,6 +445,21 @@ def late_modules(group, guest, validator):
             group.fields(drop, {"drop": expected_site(guest, backend, hook),
                                 "rule": expected_rule(backend, rules, family, table, [(chain, number)])},
                          f"{ip} port {port}")
+    # Some of these have died before their module was traced, which does not keep the others from being named.
+    arp = Ruleset().add_listing(guest.text("late-modules/arp.list"), guest.text("late-modules/arp.counters"), "arp",
+                                "filter")
+    place = ("arp", "filter", "INPUT", 1)
+    drops = sorted((d for d in run.drops if d["packet"]["family"] == "other" and d["drop"]["kind"] != "kernel"),
+                   key=lambda d: d["mono_ns"])
+    group.equal(len(drops), arp.rule(*place).packets, "requests for addresses: the rule's own counter")
+    for drop in drops:
+        rule = drop["rule"]
+        group.true(not rule or (rule["family"], rule["table"], rule["chain"], rule["number"]) == place,
+                   "a request for an address: its rule", rule)
+    for drop in drops[-1:]:
+        group.equal(drop["packet"]["dst"], "100.100.9.99", "the last such request")
+        group.fields(drop, {"drop": expected_site(guest, "legacy", "input"),
+                            "rule": expected_rule("legacy", arp, *place[:2], [place[2:]])}, "the last such request")
     # Modules are looked for each second. What it takes to attach to them was less than all of the start, in the same VM;
     # the guest looks five times a second.
     marks = guest.marks("late-modules")
@@ -455,7 +470,7 @@ def late_modules(group, guest, validator):
     # Rules that came with their module are told as new, if not by whom: nobody was watching yet.
     added = {(rule["family"], rule["table"], rule["chain"], rule["number"])
              for line in run.of_type("ruleset") for rule in line["drops"]["added"]}
-    group.equal(added, {case[4] for case in cases}, "rules that came")
+    group.equal(added, {case[4] for case in cases} | {place}, "rules that came")
 
 
 # ---- drops without a rule, and noise ----
@@ -1177,8 +1192,8 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
              "various", "evidence", "options", "command", "check", "filters", "bad-input", "flood",
              *come_and_go.SCENARIOS, "preempted-legacy", "preempted-nftables", "ruleset-legacy", "ruleset-nft", "ruleset-overlap",
              *(f"stopped-{backend}" for backend in BACKENDS),
-             *(f"oracle-{backend}" for backend in (*BACKENDS, "mixed")), "explanations", open_vswitch.SCENARIO, "causes",
-             *inferred.SCENARIOS, *hooks.SCENARIOS, *selinux.SCENARIOS]
+             *(f"oracle-{kind}" for kind in (*BACKENDS, "mixed", "families", "counted")), "explanations", open_vswitch.SCENARIO,
+             "causes", *inferred.SCENARIOS, *hooks.SCENARIOS, *selinux.SCENARIOS]
 
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
 # rather than the kernel's, or differs between the oldest kernel and the others only.
@@ -1189,7 +1204,8 @@ NOT_EVERYWHERE = {
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], "explanations": explanations.KERNELS, "causes": explanations.KERNELS,
+    "stopped-nftables": ["5.10", "newest"], "oracle-counted": ["6.1"],
+    "explanations": explanations.KERNELS, "causes": explanations.KERNELS,
     open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
 
 
@@ -1265,6 +1281,8 @@ def all_checks(report, guest, validator, program):
         run(scenario, f"drops that stop, {backend}", stopped, validator, backend)
         run_replay(scenario, f"replay of drops that stop, {backend}")
     run("oracle-mixed", "random rules of two backends at once", differential.random_rules, validator, "mixed")
+    run("oracle-families", "random rules of bridges, devices and ARP", differential.random_rules, validator, "families")
+    run("oracle-counted", "random rules of arptables and ebtables", counted.counted_rules, validator)
     run("incident-legacy", "recordings that are none", recordings_refused, program)
     run("various", "drops without a rule", kernel_drops, validator)
     run("various", "rules that change", changes)

@@ -44,7 +44,20 @@ mark reject.rules
 traced reject nft_reject_inet_eval
 ip netns exec provider /tests/send "$vm4" 2 7303 7304 7305
 ip netns exec provider /tests/send "$vm6" 2 7303 7304 7305
+
+# Packets die before anybody has looked for the module.
+ip -netns provider route add 100.100.9.0/24 dev eth0
+ip netns exec provider sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=1 # one request for each address, not three
+# shellcheck disable=SC2016 # the inner shell's
+ip netns exec provider bash -c 'for i in {1..20}; do /tests/send 100.100.9.$i 1 9; sleep 0.05; done' &
+asking=$!
+arptables-legacy -A INPUT -d 100.100.9.0/24 -j DROP
+traced arp arpt_do_table
+wait $asking
+ip netns exec provider /tests/send 100.100.9.99 1 9
 pause 1
 stop run
+arptables-legacy -L -n >"$out/arp.list"
+arptables-legacy -L -n -v -x >"$out/arp.counters"
 save_rules legacy legacy
 save_rules iptables-nft nft

@@ -2,11 +2,12 @@
 // The oracle's hands in the guest: sends packets that the host has built, and writes down what nf_tables' own trace
 // says of them, much faster than a process for each packet and `nft monitor trace` could.
 //
-//   oracle-agent PACKETS JSON TRACE [PAUSE]
+//   oracle-agent PACKETS JSON TRACE [PAUSE [TABLES]]
 //
-// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the IP header on, in
-//          hexadecimal:  out|provider|client|prime CPU HEX. "out" are this machine's own; the others come in by the
-//          interface of that network namespace. Those of one CPU are sent by a process of their own, in their order.
+// PACKETS  a packet on each line: where it comes from, the CPU that sends it, its bytes from the header of IP or ARP
+//          on, in hexadecimal:  [prime:]out|NETNS[>XX] CPU HEX. "out" are this machine's own; the others come in by the
+//          interface of that network namespace (provider, client, left or right), to the host whose MAC address ends in
+//          XX, or to all (ff). Those of one CPU are sent by a process of their own, in their order.
 //          "prime" are sent before all others, again and again, until tsdroptrace names the policy, or has the text of
 //          the rule, that drops them: then it has read the rules. The last line is the sentinel: it is sent when all
 //          others have been.
@@ -16,9 +17,12 @@
 //          legacy tables are traced, is cleared when the packets begin.
 //
 // PAUSE    milliseconds after each packet; none if it is not given
+// TABLES   "arp:filter,bridge:nat": the counters of their rules are read before all packets and after each, which are
+//          then sent one by one
 //
 // On standard output: whether it was primed, the time (CLOCK_MONOTONIC, in ns) of the beginning and the end, and the
-// processes that sent.
+// processes that sent. With TABLES, the time of each packet, and a table's counters in the order of the kernel's
+// entries, with the names of ARP's chains where they begin: "counters arp filter 1 0 4 @chain 0".
 #include <array>
 #include <cerrno>
 #include <cinttypes>
@@ -29,6 +33,7 @@
 #include <ctime>
 #include <fstream>
 #include <map>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,13 +41,16 @@
 #include <arpa/inet.h>
 #include <endian.h>
 #include <fcntl.h>
+#include <net/if.h> // before the kernel's headers, which leave out then what it has
+
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter_arp/arp_tables.h>
+#include <linux/netfilter_bridge/ebtables.h>
 #include <linux/netlink.h>
-#include <net/if.h>
 #include <sched.h>
 #include <sys/klog.h>
 #include <sys/socket.h>
@@ -71,6 +79,7 @@ void pause_ms(long milliseconds) {
 
 struct Packet {
     std::string origin;
+    bool prime = false;
     int cpu = 0;
     std::vector<std::uint8_t> bytes;
 };
@@ -81,6 +90,9 @@ std::vector<Packet> read_packets(const char* path) {
     std::string hex;
     for (Packet packet; file >> packet.origin >> packet.cpu >> hex; packets.push_back(packet)) {
         packet.bytes.clear();
+        packet.prime = packet.origin.rfind("prime:", 0) == 0;
+        if (packet.prime)
+            packet.origin.erase(0, std::strlen("prime:"));
         for (std::size_t i = 0; i + 1 < hex.size(); i += 2)
             packet.bytes.push_back(static_cast<std::uint8_t>(std::stoi(hex.substr(i, 2), nullptr, 16)));
     }
@@ -89,6 +101,10 @@ std::vector<Packet> read_packets(const char* path) {
         std::exit(1);
     }
     return packets;
+}
+
+bool is_arp(const Packet& packet) {
+    return packet.bytes[0] == 0;
 }
 
 class Sender {
@@ -100,8 +116,13 @@ public:
                 fail("raw socket");
         }
         int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-        for (const auto& [name, device, last] : {std::tuple{"provider", "eth0", 1}, {"client", "eth1", 3}}) {
+        for (const auto& [name, device, last] : {std::tuple{"provider", "eth0", 1},
+                                                 {"client", "eth1", 3},
+                                                 {"left", "eth0", 0x11},
+                                                 {"right", "eth0", 0x12}}) {
             int there = open((std::string("/run/netns/") + name).c_str(), O_RDONLY | O_CLOEXEC);
+            if (there < 0 && errno == ENOENT) // not in this scenario
+                continue;
             if (there < 0 || setns(there, CLONE_NEWNET) < 0)
                 fail(name);
             close(there);
@@ -141,8 +162,13 @@ public:
                 std::perror("sendto");
             return;
         }
-        auto [link, to] = links_.at(packet.origin == "prime" ? "provider" : packet.origin);
-        to.sll_protocol = htons(six ? ETH_P_IPV6 : ETH_P_IP);
+        std::size_t end = packet.origin.find('>');
+        auto [link, to] = links_.at(packet.origin.substr(0, end));
+        if (end != std::string::npos)
+            to.sll_addr[5] = static_cast<std::uint8_t>(std::stoi(packet.origin.substr(end + 1), nullptr, 16));
+        if (to.sll_addr[5] == 0xff)
+            std::memset(to.sll_addr, 0xff, ETH_ALEN);
+        to.sll_protocol = htons(is_arp(packet) ? ETH_P_ARP : six ? ETH_P_IPV6 : ETH_P_IP);
         sent = sendto(link, bytes, packet.bytes.size(), 0, reinterpret_cast<sockaddr*>(&to), sizeof(to));
         if (sent < 0)
             std::perror("sendto");
@@ -199,6 +225,8 @@ const char* family_name(int family) {
         return "netdev";
     case NFPROTO_BRIDGE:
         return "bridge";
+    case NFPROTO_ARP:
+        return "arp";
     default:
         return "other";
     }
@@ -265,6 +293,8 @@ std::string packet_text(const Attributes& trace) {
         line += "ip6 saddr " + address(AF_INET6, ip + 8) + " ip6 daddr " + address(AF_INET6, ip + 24) +
                 " ip6 hoplimit " + std::to_string(ip[7]) + " ip6 length " + std::to_string(be16(ip + 4));
         proto = ip[6];
+    } else if (ip[0] == 0 && size >= 28) { // ARP over Ethernet
+        line += "arp saddr ip " + address(AF_INET, ip + 14) + " arp daddr ip " + address(AF_INET, ip + 24);
     }
     auto transport = trace.find(NFTA_TRACE_TRANSPORT_HEADER);
     if ((proto == IPPROTO_UDP || proto == IPPROTO_TCP) && transport != trace.end() && transport->second.second >= 4) {
@@ -397,8 +427,10 @@ bool holds(const std::string& line, const char* text) {
     return line.find(text) != std::string::npos;
 }
 
-// How tsdroptrace writes the packet's ports.
+// How tsdroptrace writes the packet's ports, or whom it asks for.
 std::string ports_text(const Packet& packet) {
+    if (is_arp(packet))
+        return "\"dst\":\"" + address(AF_INET, packet.bytes.data() + 24) + "\",";
     const std::uint8_t* ports = packet.bytes.data() + (packet.bytes[0] >> 4 == 4 ? 20 : 40);
     return "\"dport\":" + std::to_string(be16(ports + 2)) + ",";
 }
@@ -406,7 +438,9 @@ std::string ports_text(const Packet& packet) {
 void wait_until_read(const Sender& sender, const Packet& packet, Lines& lines) {
     std::string wanted = ports_text(packet);
     // The other family's packet has the same ports, and a second line of it may still be to come.
-    const char* family = packet.bytes[0] >> 4 == 4 ? "\"family\":\"ipv4\"" : "\"family\":\"ipv6\"";
+    const char* family = is_arp(packet)              ? "\"family\":\"other\""
+                         : packet.bytes[0] >> 4 == 4 ? "\"family\":\"ipv4\""
+                                                     : "\"family\":\"ipv6\"";
     for (std::uint64_t end = now() + 10'000'000'000; now() < end;) {
         sender.send(packet);
         for (int wait = 0; wait < 20; wait++) {
@@ -439,7 +473,7 @@ pid_t send_all(const Sender& sender, const std::vector<Packet>& packets, int cpu
     CPU_SET(static_cast<unsigned>(cpu), &set);
     sched_setaffinity(0, sizeof(set), &set);
     for (std::size_t i = 0; i + 1 < packets.size(); i++)
-        if (packets[i].cpu == cpu && packets[i].origin != "prime") {
+        if (packets[i].cpu == cpu && !packets[i].prime) {
             sender.send(packets[i]);
             if (pause > 0)
                 pause_ms(pause);
@@ -447,14 +481,93 @@ pid_t send_all(const Sender& sender, const std::vector<Packet>& packets, int cpu
     _exit(0);
 }
 
+// ---- counters of rules that no trace tells of ----
+
+template <typename T>
+void ask(int socket, int option, T* answer, std::size_t size) {
+    auto length = static_cast<socklen_t>(size);
+    if (getsockopt(socket, IPPROTO_IP, option, answer, &length) < 0)
+        fail("getsockopt");
+}
+
+void print_arp_counters(int socket, const std::string& table) {
+    arpt_getinfo info{};
+    table.copy(info.name, sizeof(info.name) - 1);
+    ask(socket, ARPT_SO_GET_INFO, &info, sizeof(info));
+    std::vector<std::uint64_t> buffer((sizeof(arpt_get_entries) + info.size) / 8 + 1);
+    auto* entries = reinterpret_cast<arpt_get_entries*>(buffer.data());
+    table.copy(entries->name, sizeof(entries->name) - 1);
+    entries->size = info.size;
+    ask(socket, ARPT_SO_GET_ENTRIES, entries, sizeof(*entries) + info.size);
+    for (unsigned at = 0; at < info.size;) {
+        auto* entry = reinterpret_cast<const arpt_entry*>(reinterpret_cast<const char*>(entries->entrytable) + at);
+        auto* target = reinterpret_cast<const char*>(entry) + entry->target_offset;
+        if (std::strcmp(reinterpret_cast<const xt_entry_target*>(target)->u.user.name, XT_ERROR_TARGET) == 0)
+            std::printf(" @%s", target + sizeof(xt_entry_target));
+        else
+            std::printf(" %" PRIu64, static_cast<std::uint64_t>(entry->counters.pcnt));
+        at += entry->next_offset;
+    }
+}
+
+void print_bridge_counters(int socket, const std::string& table) {
+    ebt_replace info{};
+    table.copy(info.name, sizeof(info.name) - 1);
+    ask(socket, EBT_SO_GET_INFO, &info, sizeof(info));
+    std::vector<char> entries(info.entries_size);
+    std::vector<ebt_counter> counters(info.nentries);
+    info.entries = entries.data();
+    info.num_counters = info.nentries;
+    info.counters = counters.data();
+    // The kernel wants the length of all three together.
+    ask(socket, EBT_SO_GET_ENTRIES, &info, sizeof(info) + entries.size() + counters.size() * sizeof(ebt_counter));
+    for (const ebt_counter& counter : counters)
+        std::printf(" %" PRIu64, static_cast<std::uint64_t>(counter.pcnt));
+}
+
+class Counters {
+public:
+    explicit Counters(const char* tables) : socket_(socket(AF_INET, SOCK_RAW, IPPROTO_RAW)) {
+        std::istringstream list(tables);
+        for (std::string table; std::getline(list, table, ',');)
+            tables_.emplace_back(table.substr(0, table.find(':')), table.substr(table.find(':') + 1));
+    }
+
+    void print() const {
+        for (const auto& [family, table] : tables_) {
+            std::printf("counters %s %s", family.c_str(), table.c_str());
+            family == "arp" ? print_arp_counters(socket_, table) : print_bridge_counters(socket_, table);
+            std::printf("\n");
+        }
+    }
+
+private:
+    int socket_;
+    std::vector<std::pair<std::string, std::string>> tables_;
+};
+
+void send_one_by_one(const Sender& sender, const std::vector<Packet>& packets, long pause, const char* tables) {
+    Counters counters(tables);
+    counters.print();
+    for (std::size_t i = 0; i + 1 < packets.size(); i++) {
+        if (packets[i].prime)
+            continue;
+        std::printf("packet %" PRIu64 "\n", now());
+        sender.send(packets[i]);
+        pause_ms(pause);
+        counters.print();
+    }
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 4 && argc != 5) {
-        std::fprintf(stderr, "usage: oracle-agent PACKETS JSON TRACE [PAUSE]\n");
+    if (argc < 4 || argc > 6) {
+        std::fprintf(stderr, "usage: oracle-agent PACKETS JSON TRACE [PAUSE [TABLES]]\n");
         return 2;
     }
-    long pause = argc == 5 ? std::atol(argv[4]) : 0;
+    long pause = argc > 4 ? std::atol(argv[4]) : 0;
+    const char* tables = argc > 5 ? argv[5] : nullptr;
     std::vector<Packet> packets = read_packets(argv[1]);
     Sender sender;
     Lines lines(argv[2]);
@@ -463,16 +576,19 @@ int main(int argc, char** argv) {
     std::map<int, pid_t> senders;
     std::size_t to_send = 0;
     for (std::size_t i = 0; i + 1 < packets.size(); i++)
-        if (packets[i].origin == "prime")
+        if (packets[i].prime)
             wait_until_read(sender, packets[i], lines);
         else {
-            senders[packets[i].cpu] = 0;
+            if (!tables)
+                senders[packets[i].cpu] = 0;
             to_send++;
         }
     trace.restart();
-    if (packets.front().origin == "prime")
+    if (packets.front().prime)
         std::printf("primed\n");
     std::printf("begin %" PRIu64 "\n", now());
+    if (tables)
+        send_one_by_one(sender, packets, pause, tables);
     for (auto& [cpu, pid] : senders) {
         pid = send_all(sender, packets, cpu, pause);
         std::printf("sender %d %d\n", static_cast<int>(pid), cpu);

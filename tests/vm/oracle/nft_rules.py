@@ -30,20 +30,39 @@ TRACE = f"""table inet oracle {{
 
 
 class Table:
+    all_hooks, main_hooks, priorities = HOOKS, MAIN_HOOKS, PRIORITIES
+    statements = (("ct mark set 1", 0.3),)  # that any rule may end with
+
     def __init__(self, rng, family, name, level):
         self.rng, self.family, self.name, self.level = rng, family, name, level
         self.comments = 0
         self.version, self.proto = 4, "udp"  # of the rule that is written
-        self.hooks = [hook for hook in HOOKS if rng.random() < (0.75 if hook in MAIN_HOOKS else 0.3)]
-        self.hooks = self.hooks or ["input"]
-        self.focus = rng.sample(HOOKS, 3)  # the hooks that drop most
+        self.hooks = [hook for hook in self.all_hooks if rng.random() < (0.75 if hook in self.main_hooks else 0.3)]
+        self.hooks = self.hooks or [self.main_hooks[0]]
+        self.focus = rng.sample(self.all_hooks, min(3, len(self.all_hooks)))  # the hooks that drop most
         self.chains = [rng.choice(("c{}", "to-{}", "a_rather_long_name_for_a_chain_{}", "x.{}", "D/{}")).format(n)
                        for n in range(rng.randrange(3, 5 + 2 * level))]
         # The kernel refuses jumps to `reject` from where it cannot be.
-        self.rejects = "postrouting" not in self.hooks
+        self.rejects = self.may_reject(self.hooks)
+
+    def may_reject(self, hooks):
+        return "postrouting" not in hooks
 
     def ips(self):
         return {"ip": [4], "ip6": [6], "inet": [4, 6]}[self.family]
+
+    def set_versions(self):
+        """The addresses that sets are made for."""
+        return self.ips()
+
+    def place(self, hook):
+        """Between "hook" and "priority"."""
+        return hook
+
+    def kind(self, hook, priority):
+        kind = "route" if hook == "output" and self.rng.random() < 0.2 else "filter"
+        # The chains of nat are called by another function, for the first packet of each connection.
+        return "nat" if hook != "forward" and int(priority) > -200 and self.rng.random() < 0.3 else kind
 
     # ---- matches ----
 
@@ -150,7 +169,7 @@ class Table:
         if rng.random() < (0.08 if mild else 0.15):
             return self.map_rule(later)
         kinds = [("drop", 1 if mild else 3), ("accept", 1.5), ("return", 1), ("", 1), ("continue", 0.3),
-                 ("ct mark set 1", 0.3), (f"meta mark set {rng.randrange(0, 4)}", 0.7)]
+                 *self.statements, (f"meta mark set {rng.randrange(0, 4)}", 0.7)]
         if later:
             kinds += [(f"jump {rng.choice(later[:4])}", 12 if base and not mild else 6),
                       (f"goto {rng.choice(later[:4])}", 2)]
@@ -183,7 +202,7 @@ class Table:
                   "set ranges {", "type inet_service", "flags interval",
                   f"elements = {{ {first}-{first + 2}, {first + 4}-{first + 5} }}", "}"]
         lines += ["limit few {", f"rate over 1/hour burst {rng.randrange(1, 9)} packets", "}"]
-        for version in self.ips():
+        for version in self.set_versions():
             lines += [f"set seen{version} {{", f"type ipv{version}_addr", "flags dynamic", "size 65535", "}"]
             lines += [f"set nets{version} {{", f"type ipv{version}_addr", "flags interval", "auto-merge",
                       f"elements = {{ {network(rng, version)}, {network(rng, version)} }}", "}"]
@@ -198,19 +217,16 @@ class Table:
             blocks.append([f"chain {chain} {{", *rules, "}"])
         number = 0
         for hook in self.hooks:
-            for priority in rng.sample(PRIORITIES, rng.choice((1, 1, 2, 3)) if level else 1):
+            for priority in rng.sample(self.priorities, rng.choice((1, 1, 2, 3)) if level else 1):
                 number += 1
                 main = hook in self.focus
                 # Few: packets that a policy drops say nothing of rules.
                 policy = "drop" if rng.random() < (0.05 if main else 0.02) else "accept"
-                kind = "route" if hook == "output" and rng.random() < 0.2 else "filter"
-                # The chains of nat are called by another function, for the first packet of each connection.
-                if hook != "forward" and int(priority) > -200 and rng.random() < 0.3:
-                    kind = "nat"
+                kind = self.kind(hook, priority)
                 rules = [self.rule(self.chains, True, not main)
                          for _ in range(rng.randrange(1, 5 + 2 * level) if main else rng.randrange(0, 3 + level))]
-                blocks.append([f"chain {hook}{number} {{",
-                               f"type {kind} hook {hook} priority {priority}; policy {policy};", *rules, "}"])
+                where = f"type {kind} hook {self.place(hook)} priority {priority}; policy {policy};"
+                blocks.append([f"chain {hook}{number} {{", where, *rules, "}"])
         rng.shuffle(blocks)
         for block in blocks:
             lines += block
