@@ -191,11 +191,12 @@ struct module_name {
 	char text[56];
 };
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 256);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
 	__type(key, struct module_name);
 	__type(value, u64); // bpf_ktime_get_ns()
 } module_loads SEC(".maps");
+__u32 module_loads_lost; // those that found no room there
 #endif
 
 // Whether the matches of iptables-nft are traced (match.h): set by userspace.

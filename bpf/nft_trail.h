@@ -147,7 +147,8 @@ int on_module_load(u64 *ctx) // struct module *
 	u64 now = bpf_ktime_get_ns();
 
 	BPF_CORE_READ_STR_INTO(&whole.text, module, name);
-	bpf_map_update_elem(&module_loads, &whole, &now, BPF_ANY);
+	if (bpf_map_update_elem(&module_loads, &whole, &now, BPF_ANY))
+		__sync_fetch_and_add(&module_loads_lost, 1);
 #endif
 
 	BPF_CORE_READ_STR_INTO(&name, module, name);

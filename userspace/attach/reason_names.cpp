@@ -34,13 +34,19 @@ bool is_module(const Fd& object) {
            std::string_view(name) != "vmlinux";
 }
 
+// Empty where the types have none there: they may come from a file.
+std::string_view name_at(const btf* types, std::uint32_t offset) {
+    const char* name = btf__name_by_offset(types, offset);
+    return name ? name : "";
+}
+
 } // namespace
 
 void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& names) {
     constexpr std::string_view core_prefix = "SKB_DROP_REASON_", for_sparse = "___";
     if (!btf_is_enum(type))
         return;
-    const std::string_view list = btf__name_by_offset(types, type->name_off);
+    const std::string_view list = name_at(types, type->name_off);
     if (!list.ends_with("_drop_reason"))
         return;
     const struct btf_enum* values = btf_enum(type); // libbpf has a function of that name, too
@@ -49,7 +55,7 @@ void add_reasons(const btf* types, const btf_type* type, decode::KernelNames& na
         // A subsystem's "none" (RX_CONTINUE, QDISC_DROP_UNSPEC) has a number that is the core's.
         if (list != "skb_drop_reason" && code <= 0xffff)
             continue;
-        std::string_view reason = btf__name_by_offset(types, values[i].name_off);
+        std::string_view reason = name_at(types, values[i].name_off);
         if (reason.starts_with(core_prefix))
             reason.remove_prefix(core_prefix.size());
         if (reason.starts_with(for_sparse)) // mac80211 has each of them twice, first as ___RX_DROP_U_REPLAY

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <set>
 #include <system_error>
@@ -340,6 +341,7 @@ struct Tracer::State {
         std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
         std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
         std::uint32_t* matches_traced = nullptr;
+        std::uint32_t* module_loads_lost = nullptr;    // on 5.10 alone
         std::uint32_t* queue_handler_absent = nullptr; // not on 5.10
         std::uint64_t* unseen = nullptr;
         std::uint32_t* bridge_targets_traced = nullptr;
@@ -542,6 +544,7 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.expressions_loaded, "expressions_loaded");
     keep(counts.expressions_traced, "expressions_traced");
     keep(counts.matches_traced, "matches_traced");
+    keep(counts.module_loads_lost, "module_loads_lost");
     keep(counts.queue_handler_absent, "queue_handler_absent");
     keep(counts.unseen, "unseen");
     keep(counts.bridge_targets_traced, "bridge_targets_traced");
@@ -1085,7 +1088,8 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
     }
     // A module may have come a moment ago, and have dropped a packet at once. Its tables are to be traced as tables: taken
     // for a function without rules, one would be that for good.
-    if (std::ranges::any_of(functions, [&](const HookFunction& function) {
+    if (state_->late_functions.size() < max_late_functions &&
+        std::ranges::any_of(functions, [&](const HookFunction& function) {
             return !state_->traces(function.name) && !state_->late_functions.contains(function.name);
         }))
         refresh();
@@ -1163,12 +1167,16 @@ bool Tracer::learn_reasons() {
     return state_->names.reasons.size() > before;
 }
 
-// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux.
+// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux; the end of all time: that was not
+// kept.
 std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
     char name[56] = "";
     std::uint64_t loaded = 0;
     module.copy(name, sizeof(name) - 1);
-    bpf_map_lookup_elem(shared().fd("module_loads"), name, &loaded);
+    const bool kept = bpf_map_lookup_elem(shared().fd("module_loads"), name, &loaded) == 0;
+    const bool any_lost = counts.module_loads_lost && std::atomic_ref(*counts.module_loads_lost).load() != 0;
+    if (!kept && !module.empty() && any_lost)
+        return std::numeric_limits<std::uint64_t>::max();
     return loaded;
 }
 

@@ -301,7 +301,8 @@ DropSite site(const tsdt_cause& cause, const KernelNames& names) {
 }
 
 // Functions that a packet reaches before the stack has noted by which device it came in, so that it looks like one that
-// is about to leave by that device: it is written to a TUN, comes out of a VXLAN tunnel, waits for its CPU.
+// is about to leave by that device: it is written to a TUN, comes out of a VXLAN tunnel, waits for its CPU. (Those that
+// have been met; other tunnels' are likely to be like VXLAN's.)
 constexpr std::string_view comes_in[] = {"tun_get_user", "vxlan_rcv", "enqueue_to_backlog"};
 
 void set_way(Packet& packet, std::string_view location) {

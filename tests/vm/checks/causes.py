@@ -64,7 +64,7 @@ CAUSES = [
     port(7504, "TCP_OFO_DROP", says=["once more in order"]), port(7505, "TCP_OFOMERGE"), port(7506, "TCP_TOO_OLD_ACK"),
     port(7507, "TCP_ACK_UNSENT_DATA"), port(7508, "TCP_RFC7323_PAWS"),
     port(7509, "TCP_RFC7323_PAWS_ACK", "TCP_RFC7323_PAWS"), port(7510, "TCP_INVALID_SYN"),
-    port(7511, "TCP_RESET", says=["It ended nothing"]), port(7512, "TCP_FLAGS"), port(7513, "TCP_ABORT_ON_DATA", PLAIN),
+    port(7511, "TCP_RESET", says=["ended nothing"]), port(7512, "TCP_FLAGS"), port(7513, "TCP_ABORT_ON_DATA", PLAIN),
     port(7514, "TCP_INVALID_END_SEQUENCE", "TCP_ZEROWINDOW", says=["reads too slowly"]), port(7515, "TCP_OVERWINDOW"),
     # These lie in a tree, whose pointers stand where that to the device stood.
     port(7516, "TCP_OFO_QUEUE_PRUNE", fix="nstat -az | grep -i tcp", fields={"in_dev": None, "out_dev": None}),
@@ -177,5 +177,3 @@ def causes(group, guest, validator):
     for reason in sorted({reason for reasons in entries.values() for reason in reasons} - alone):
         if reason in guest.reasons:
             group.equal(counted[reason], traced[reason], f"{reason}: packets, and lines of the kernel's trace")
-
-

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What SELinux refuses, packet by packet as it says itself in the kernel's log; and a tracer that it lets not use BPF."""
+"""What SELinux refuses, packet by packet as it says itself in the kernel's log; and a tracer that it does not let use BPF."""
 
 import re
 from collections import Counter
