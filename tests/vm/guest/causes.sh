@@ -77,6 +77,8 @@ link set vtap up
 link set ovsport up
 link set ovswire up
 IP
+# Nothing that the kernel sends by itself, perhaps before its own trace is on.
+sysctl -qw net.ipv6.conf.vx0.disable_ipv6=1 net.ipv6.conf.vxe.disable_ipv6=1
 # (bridge is a function of lib.sh as well.)
 command bridge fdb add 02:00:00:00:00:09 dev vx7 dst 192.0.2.99
 mkdir -p /tmp/cgroup
