@@ -712,6 +712,49 @@ static __always_inline u64 *handled_slot(u64 skb)
 }
 #endif
 
+#ifdef TSDT_LINUX_5_10
+#define reason_of(ctx, skb) compat_kfree_skb_reason(ctx)
+#else
+// All that a queue refuses dies of one reason; which one of the queue's own it is, newer kernels tell at a trace point, on the
+// same CPU and just before.
+const volatile __u32 queue_refused; // that one reason; 0: no such trace point
+
+struct refusal {
+	u64 skb;
+	u64 fingerprint; // of the packet: it may not have been freed then, since somebody else held it, too
+	u64 reason;
+};
+static struct refusal refusals[TSDT_MAX_CPUS];
+
+static __always_inline struct refusal *this_cpu_refusal(void)
+{
+	return &refusals[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+}
+
+SEC("tp_btf/qdisc_drop")
+int BPF_PROG(on_qdisc_drop, const void *qdisc, const void *queue, const void *device, struct sk_buff *skb, u32 reason)
+{
+	struct refusal *refusal = this_cpu_refusal();
+
+	refusal->skb = as_number(skb);
+	refusal->fingerprint = fingerprint_of(skb);
+	refusal->reason = reason;
+	return 0;
+}
+
+// Where nothing was told of this packet, the kernel's one word for all of them stands.
+static __always_inline u32 reason_of(unsigned long long *ctx, struct sk_buff *skb)
+{
+	struct refusal *refusal = this_cpu_refusal();
+	u32 reason = compat_kfree_skb_reason(ctx);
+
+	if (!queue_refused || reason != queue_refused || refusal->skb != as_number(skb))
+		return reason;
+	refusal->skb = 0;
+	return refusal->fingerprint == fingerprint_of(skb) ? refusal->reason : reason;
+}
+#endif
+
 static __always_inline bool is_active(void)
 {
 	u32 zero = 0;
@@ -733,7 +776,7 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	verdict = take_verdict(scratch, skb);
 	drop = &scratch->drop;
 	__builtin_memset(drop, 0, sizeof(*drop));
-	drop->key.reason = compat_kfree_skb_reason(ctx);
+	drop->key.reason = reason_of(ctx, skb);
 	read_packet(drop, address);
 	if (!wanted(drop))
 		return 0;

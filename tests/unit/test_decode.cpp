@@ -119,6 +119,14 @@ TEST_CASE("decode: reasons by name, as people type them") {
     CHECK(*reason_codes({"no_socket"}, names) == std::vector<std::uint32_t>{3, 0x20001}); // a module's as well
     CHECK(reason_codes({}, names)->empty());
     CHECK(reason_codes({}, {})->empty());
+    // What a queue refuses: the kernel's one word for all of them, and each by its own.
+    const KernelNames of_queues = {{{67, "QDISC_DROP"},
+                                    {68, "QDISC_DROP_OF_THE_CORE"},
+                                    {0x30000, "__QDISC_DROP_REASON"},
+                                    {0x30001, "QDISC_DROP_GENERIC"},
+                                    {0x30002, "QDISC_DROP_OVERLIMIT"}}};
+    CHECK(*reason_codes({"QDISC_DROP"}, of_queues) == std::vector<std::uint32_t>{67, 0x30001, 0x30002});
+    CHECK(*reason_codes({"qdisc_drop_overlimit"}, of_queues) == std::vector<std::uint32_t>{0x30002});
 
     const auto refused = [&](const std::string& name) {
         const auto codes = reason_codes({"NO_SOCKET", name}, names);

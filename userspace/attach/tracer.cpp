@@ -426,6 +426,7 @@ struct Tracer::State {
     void set_constants(const BpfObject& object, std::uint32_t instance);
     void set_seen_constants(const BpfObject& object) const;
     void choose_seen(const BpfObject& object, bool any) const;
+    std::uint32_t reason_told_elsewhere() const;
     void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
@@ -762,6 +763,14 @@ void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
             object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
 }
 
+// The reason that stands for all that a queue refuses, where the kernel tells the queue's own at a trace point; else 0.
+std::uint32_t Tracer::State::reason_told_elsewhere() const {
+    const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_for_loading->function("btf_trace_qdisc_drop");
+    const auto told = std::ranges::find_if(
+        names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
+    return can_be_had && told != names.reasons.end() ? told->first : 0;
+}
+
 void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
     object.set_constant("instance", instance);
     object.set_constant("match_all", filter.all);
@@ -780,6 +789,8 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("cpus", static_cast<std::uint32_t>(cpus));
     object.set_constant("pool_chunks", pool_chunks(cpus));
     object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
+    if (modules_have_types())
+        object.set_constant("queue_refused", reason_told_elsewhere());
     if (!on_kprobes())
         return;
     const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
@@ -857,6 +868,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
+    object.set_autoload("on_qdisc_drop", objects.empty() && reason_told_elsewhere());
     const bool is_first = objects.empty() && with_functions;
     const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not on 5.10
     object.set_autoload("find_per_cpu_memory", is_first);

@@ -342,7 +342,8 @@ Result<std::vector<std::uint32_t>> reason_codes(const std::vector<std::string>& 
         }
         const std::size_t before = codes.size();
         for (const auto& [code, reason] : names.reasons) {
-            if (reason == name) {
+            const bool of_queue = name == queue_refused && code > 0xffff && reason.starts_with("QDISC_DROP_");
+            if (reason == name || of_queue) {
                 codes.push_back(code); // a module may use a name again
             }
         }

@@ -37,9 +37,14 @@ struct Machine {
     std::optional<Backend> plain_iptables = {}; // what the bare command `iptables` edits there; nullopt: not known
 };
 
-// The numbers of the drop reasons with these names: with or without SKB_DROP_REASON_, in whatever case. Fails with one
-// line for the user: ErrorKind::command_line for a name that the kernel does not have, with those that are near it;
-// ErrorKind::unsupported on a kernel without reasons.
+// What the kernel says of all that a queue refuses. The queue's own reason, QDISC_DROP_OVERLIMIT for one, newer kernels
+// tell elsewhere (bpf/drop.h).
+inline constexpr std::string_view queue_refused = "QDISC_DROP";
+
+// The numbers of the drop reasons with these names: with or without SKB_DROP_REASON_, in whatever case. `queue_refused`
+// stands for those of the queues' own as well, as it does in the kernel's words. Fails with one line for the user:
+// ErrorKind::command_line for a name that the kernel does not have, with those that are near it; ErrorKind::unsupported on
+// a kernel without reasons.
 Result<std::vector<std::uint32_t>> reason_codes(const std::vector<std::string>& wanted, const KernelNames& names);
 
 // Where details were lost, as the JSON lines call it; `place` is a tsdt_lost.

@@ -113,11 +113,14 @@ CAUSES = [
     port(7621, "NO_TX_TARGET", PLAIN), port(7622, "TUNNEL_TXINFO", PLAIN),
     leaves("ipip2", "RECURSION_LIMIT"),
     leaves("ipip2", f"{PLAIN} <6.2", entry="kernel-device-down", says=["routed into itself"]),
-    # Queues. From 7.0 the kernel tells all that a queue refuses in another trace point, and here QDISC_DROP; what a queue
+    # Queues. What one refuses, the kernel tells in another trace point from 7.0, and to kfree_skb as QDISC_DROP; what a queue
     # throws away later has its own reason.
-    leaves("fqflow", "FQ_FLOW_LIMIT", "QDISC_DROP", fix=QDISC.format("fqflow")),
-    leaves("fqband", "FQ_BAND_LIMIT", "QDISC_DROP"), leaves("fqtime", "FQ_HORIZON_LIMIT", "QDISC_DROP"),
-    leaves("codel", "QDISC_DROP_CONGESTED", PLAIN), leaves("pfifo", "QDISC_DROP", fix=QDISC.format("pfifo")),
+    leaves("fqflow", "QDISC_DROP_FLOW_LIMIT", "FQ_FLOW_LIMIT", "QDISC_DROP", fix=QDISC.format("fqflow")),
+    leaves("fqband", "QDISC_DROP_BAND_LIMIT", "FQ_BAND_LIMIT", "QDISC_DROP"),
+    leaves("fqtime", "QDISC_DROP_HORIZON_LIMIT", "FQ_HORIZON_LIMIT", "QDISC_DROP"),
+    leaves("codel", "QDISC_DROP_CONGESTED", PLAIN),
+    leaves("pfifo", "QDISC_DROP_GENERIC", "QDISC_DROP", fix=QDISC.format("pfifo")),
+    leaves("sfq", "QDISC_DROP_MAXFLOWS", "QDISC_DROP"), leaves("sfq", "QDISC_DROP_OVERLIMIT", "QDISC_DROP"),
     leaves("loop", "TC_RECLASSIFY_LOOP", "TC_EGRESS",
            fix="tc filter show dev loop egress; tc filter show dev loop"),
     # Open vSwitch.
@@ -164,12 +167,15 @@ def causes(group, guest, validator):
         if entry in entries:
             group.true(reason in entries[entry], f"{entry} is about another reason", drop)
     # Whatever a device is said to be is one.
-    devices = set(guest.text("causes/devices").split())
+    devices = dict(line.split() for line in guest.text("causes/devices").splitlines())
     told = {drop["packet"][way] for drop in run.drops for way in ("in_dev", "out_dev")} - {None}
-    group.equal(told - devices, set(), "names of devices that there are")
+    group.equal(told - set(devices.values()), set(), "names of devices that there are")
     # The kernel's own trace: reason by reason, as many. (It may end between two of those that come by themselves: what waits
     # in a socket that is closed, and what is sent again and again.)
-    traced = Counter(re.findall(r"kfree_skb: .* reason: ([A-Z0-9_]+)", guest.text("causes/trace")))
+    trace = guest.text("causes/trace")
+    traced = Counter(re.findall(r"kfree_skb: .* reason: ([A-Z0-9_]+)", trace))
+    refused = re.findall(r"qdisc_drop: drop ifindex=(\d+) .* reason=([A-Z0-9_]+)", trace)
+    traced["QDISC_DROP"] -= len(refused)
     counted = Counter()
     for cause in run.final["causes"]:
         counted[cause["drop"]["reason"]] += cause["packets"]
@@ -177,3 +183,18 @@ def causes(group, guest, validator):
     for reason in sorted({reason for reasons in entries.values() for reason in reasons} - alone):
         if reason in guest.reasons:
             group.equal(counted[reason], traced[reason], f"{reason}: packets, and lines of the kernel's trace")
+    if "QDISC_DROP_GENERIC" not in known:
+        return
+    # What queues refused, device by device; CONGESTED is also what they threw away later, which is told to kfree_skb.
+    counted = Counter((drop["packet"]["out_dev"], drop["drop"]["reason"]) for drop in run.drops)
+    expected = Counter((devices[index], f"QDISC_DROP_{reason}") for index, reason in refused)
+    for (device, reason), packets in sorted(expected.items()):
+        if reason != "QDISC_DROP_CONGESTED":
+            group.equal(counted[device, reason], packets, f"{device}, {reason}: packets, and lines of the kernel's trace")
+    of_queues = {key for key in counted if key[1].startswith("QDISC_DROP") and key[1] != "QDISC_DROP_CONGESTED"}
+    group.equal(of_queues - set(expected), set(), "what queues refused, and nothing that the kernel does not tell")
+    # The filter, in the kernel.
+    chosen = guest.run("causes", "maxflows")
+    check_run(group, chosen, validator)
+    group.equal(Counter((drop["packet"]["out_dev"], drop["drop"]["reason"]) for drop in chosen.drops),
+                Counter({("sfq", "QDISC_DROP_MAXFLOWS"): expected["sfq", "QDISC_DROP_MAXFLOWS"]}), "--reason QDISC_DROP_MAXFLOWS")

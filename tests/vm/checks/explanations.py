@@ -4,6 +4,7 @@ said where a condition does not hold. tests/vm/guest/explanations.sh sends one p
 
 import re
 
+from .causes import version
 from .guest import check_run
 
 DNS, VM, CLIENT = "100.100.2.136", "10.0.0.2", "10.1.0.2"
@@ -144,6 +145,7 @@ def kernel(guest):
     dev = "ip -s link show dev {}"
     no_rx = "ethtool -K eth0 rx off"
     plain = "kernel-not-specified-function"
+    queue = "kernel-qdisc-drop-generic" if version(guest.kernel) >= (7, 0) else "kernel-qdisc-drop"
     told = {
         (CLIENT, 7301): Told("kernel-ttl", f"ip route get {CLIENT}"),
         ("fd00:b::2", 7301): Told("kernel-hop-limit", "ip route get fd00:b::2"),
@@ -160,17 +162,17 @@ def kernel(guest):
         ("10.77.0.1", 7313): Told("kernel-ip-innoroutes", decision.format("10.77.0.1"), hides=["carries mark"]),
         ("10.78.0.1", 7314): Told("kernel-tailscale-unreachable", "ip rule; ip route show table all"),
         # A TUN that no program has open.
-        ("10.79.0.1", 7315): Told("kernel-qdisc-drop", dev.format("tun7"), says=["tun7 is a tunnel"], hides=["tailscaled"]),
-        ("10.79.1.1", 7315): Told("kernel-qdisc-drop", "systemctl restart tailscaled", [dev.format("tailscale7")],
+        ("10.79.0.1", 7315): Told(queue, dev.format("tun7"), says=["tun7 is a tunnel"], hides=["tailscaled"]),
+        ("10.79.1.1", 7315): Told(queue, "systemctl restart tailscaled", [dev.format("tailscale7")],
                                   ["while no program has it open"]),
         # A device that is down has a queue that takes nothing.
-        (VM, 7316): Told("kernel-qdisc-drop", "tc -s qdisc show dev down0", [dev.format("down0")], [" down"], ["tunnel"]),
+        (VM, 7316): Told(queue, "tc -s qdisc show dev down0", [dev.format("down0")], [" down"], ["tunnel"]),
         (VM, 7317): Told("kernel-socket-rcvbuff", "ss -nmpu", hides=["sysctl -w"]),
         ("127.0.0.1", 7318): Told("kernel-proto-mem", "sysctl net.ipv4.udp_mem net.ipv4.tcp_mem"),
         ("fd00:b::2", 7319): Told("kernel-forwarding-off", "sysctl -w net.ipv6.conf.all.forwarding=1"),
         (VM, 7321): Told("kernel-ip-local-source" if has("IP_LOCAL_SOURCE") else "kernel-marked-source",
                          "sysctl -w net.ipv4.conf.all.src_valid_mark=0", says=["mark 0x1", "src_valid_mark is 1 here"]),
-        ("10.79.2.1", 7323): Told("kernel-qdisc-drop", "tc -s qdisc show dev slow0", hides=["tunnel"]),
+        ("10.79.2.1", 7323): Told(queue, "tc -s qdisc show dev slow0", hides=["tunnel"]),
         (VM, 7325): Told("kernel-tc-ingress", "tc filter show dev eth0 ingress; bpftool net show dev eth0"),
         (DNS, 7326): Told("kernel-tc-egress", "tc filter show dev eth0 egress; bpftool net show dev eth0"),
         # A socket's own filter, a program on its control group: the kernel does not tell one from the other.

@@ -7,7 +7,7 @@
 . /tests/lib.sh
 
 modprobe -qa tun vxlan macvtap bridge openvswitch ipip veth act_gact cls_u32 cls_matchall sch_fq sch_tbf sch_codel \
-    sch_netem || true
+    sch_netem sch_sfq || true
 sysctl -qw net.ipv4.ip_forward=1 net.ipv4.ipfrag_time=1 net.ipv4.ipfrag_max_dist=1 net.ipv6.conf.all.accept_dad=0 \
     net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.drop_unicast_in_l2_multicast=1
 mkfifo "/tmp/peer.$$"
@@ -17,7 +17,7 @@ helpers=($!)
 wait_for 10 "$out/peer.log" ready
 
 # Queues: each on a device of its own, whose name tells which.
-devices='fqflow fqband fqtime codel pfifo plain loop'
+devices='fqflow fqband fqtime codel pfifo plain loop sfq'
 n=0
 for device in $devices; do
     n=$((n + 1))
@@ -35,6 +35,8 @@ qdisc add dev pfifo root handle 1: tbf rate 80kbit burst 2000 limit 100000
 qdisc add dev codel parent 1:1 codel target 1us interval 1us noecn
 qdisc add dev pfifo parent 1:1 pfifo limit 2
 qdisc add dev loop clsact
+qdisc add dev sfq root handle 1: tbf rate 8kbit burst 2000 limit 100000
+qdisc add dev sfq parent 1:1 sfq flows 1 limit 20 depth 2
 filter add dev loop egress protocol all prio 1 matchall action reclassify
 TC
 
@@ -75,6 +77,8 @@ link set vtap up
 link set ovsport up
 link set ovswire up
 IP
+# Nothing that the kernel sends by itself, perhaps before its own trace is on.
+sysctl -qw net.ipv6.conf.vx0.disable_ipv6=1 net.ipv6.conf.vxe.disable_ipv6=1
 # (bridge is a function of lib.sh as well.)
 command bridge fdb add 02:00:00:00:00:09 dev vx7 dst 192.0.2.99
 mkdir -p /tmp/cgroup
@@ -85,11 +89,15 @@ helpers+=($!)
 wait_for 10 "$out/cgroup.ready" ready
 
 trace run --all --verbose
+events=/sys/kernel/tracing/events
 echo >/sys/kernel/tracing/trace
-echo 1 >/sys/kernel/tracing/events/skb/kfree_skb/enable
+echo 1 >$events/skb/kfree_skb/enable
+told=$events/qdisc/qdisc_drop/enable # where the kernel tells what a queue refused
+[ ! -e $told ] || echo 1 >$told
 {
     echo go >&"$go"
     wait_for 30 "$out/peer.log" "done"
+    [ ! -e $told ] || trace maxflows --all --no-seen --reason QDISC_DROP_MAXFLOWS
     n=0
     for device in $devices; do
         n=$((n + 1))
@@ -109,9 +117,10 @@ echo 1 >/sys/kernel/tracing/events/skb/kfree_skb/enable
 } >"$out/send.log" 2>&1
 pause 2
 stop run
-echo 0 >/sys/kernel/tracing/events/skb/kfree_skb/enable
+[ ! -e $told ] || { stop maxflows && echo 0 >$told; }
+echo 0 >$events/skb/kfree_skb/enable
 cat /sys/kernel/tracing/trace >"$out/trace"
-for device in /sys/class/net/*; do echo "${device##*/}"; done >"$out/devices"
+for device in /sys/class/net/*; do echo "$(<"$device/ifindex") ${device##*/}"; done >"$out/devices"
 kill "${helpers[@]}"
 sysctl -qw net.ipv4.ipfrag_time=30 net.ipv4.ipfrag_max_dist=64 net.ipv4.tcp_fastopen=1 \
     net.ipv4.conf.all.drop_unicast_in_l2_multicast=0
