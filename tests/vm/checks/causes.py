@@ -170,15 +170,17 @@ def causes(group, guest, validator):
     devices = dict(line.split() for line in guest.text("causes/devices").splitlines())
     told = {drop["packet"][way] for drop in run.drops for way in ("in_dev", "out_dev")} - {None}
     group.equal(told - set(devices.values()), set(), "names of devices that there are")
-    # The kernel's own trace: reason by reason, as many. (It may end between two of those that come by themselves: what waits
-    # in a socket that is closed, and what is sent again and again.)
-    trace = guest.text("causes/trace")
+    # The kernel's own trace: reason by reason, as many, from the first packet that was sent to die until the last one: that
+    # trace and tsdroptrace do not begin and end at the same moment.
+    first = min(drop["mono_ns"] for drop in run.drops_to_port(7501)) - 1_000_000
+    last = max(drop["mono_ns"] for drop in run.drops_to_port(7579)) + 50_000_000
+    within = [drop for drop in run.drops if first <= drop["mono_ns"] <= last]
+    trace = "\n".join(line for line in guest.text("causes/trace").splitlines()
+                      if (at := re.search(r" (\d+)\.(\d{6}): ", line)) and first <= int(at[1] + at[2]) * 1000 <= last)
     traced = Counter(re.findall(r"kfree_skb: .* reason: ([A-Z0-9_]+)", trace))
     refused = re.findall(r"qdisc_drop: drop ifindex=(\d+) .* reason=([A-Z0-9_]+)", trace)
     traced["QDISC_DROP"] -= len(refused)
-    counted = Counter()
-    for cause in run.final["causes"]:
-        counted[cause["drop"]["reason"]] += cause["packets"]
+    counted = Counter(drop["drop"]["reason"] for drop in within)
     alone = {PLAIN, "QUEUE_PURGE", "IP_OUTNOROUTES"}
     for reason in sorted({reason for reasons in entries.values() for reason in reasons} - alone):
         if reason in guest.reasons:
@@ -186,7 +188,7 @@ def causes(group, guest, validator):
     if "QDISC_DROP_GENERIC" not in known:
         return
     # What queues refused, device by device; CONGESTED is also what they threw away later, which is told to kfree_skb.
-    counted = Counter((drop["packet"]["out_dev"], drop["drop"]["reason"]) for drop in run.drops)
+    counted = Counter((drop["packet"]["out_dev"], drop["drop"]["reason"]) for drop in within)
     expected = Counter((devices[index], f"QDISC_DROP_{reason}") for index, reason in refused)
     for (device, reason), packets in sorted(expected.items()):
         if reason != "QDISC_DROP_CONGESTED":

@@ -1198,15 +1198,17 @@ SCENARIOS = ["late-modules", *(f"{kind}-{backend}" for kind in ("incident", "exa
 # Those that are not run on every kernel unless everything is asked for: what they look at is the program's own doing
 # rather than the kernel's, or differs between the oldest kernel and the others only.
 NOT_EVERYWHERE = {
-    "various": ["5.10", "6.1"], "evidence": ["6.12", "newest"], "options": ["6.1"], "command": ["6.1"],
+    "various": ["5.10", "6.1"], "evidence": ["6.12"], "options": ["6.1"], "command": ["6.1"],
     "check": ["newest"], "filters": ["5.10", "newest"], "bad-input": ["newest"], "flood": ["newest"],
     "come-and-go": ["5.10", "6.12"], "lockdown": ["5.10", "newest"], "selinux": ["newest"], "preempted-legacy": ["5.10", "newest"], "preempted-nftables": ["5.10", "newest"],
     "ruleset-legacy": ["5.10", "6.12"], "ruleset-nft": ["5.10", "6.12"], "ruleset-overlap": ["6.1"],
     "matches-legacy": ["5.10", "6.12"], "matches-iptables-nft": ["5.10", "6.12"], "legacy-arp": ["5.10", "6.12"],
     "legacy-bridge": ["6.12", "newest"], "stopped-legacy": ["6.12"], "stopped-iptables-nft": ["6.1"],
-    "stopped-nftables": ["5.10", "newest"], "oracle-counted": ["6.1"],
+    "stopped-nftables": ["5.10", "newest"], "oracle-counted": ["6.1"], "late-modules": ["5.10", "6.12", "newest"],
+    "legacy-ways": ["5.10", "6.12", "newest"], "queues": ["5.10", "6.12", "newest"],
     "explanations": explanations.KERNELS, "causes": explanations.KERNELS,
-    open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], **{scenario: ["6.1"] for scenario in inferred.SCENARIOS}}
+    open_vswitch.SCENARIO: ["5.10", "6.12", "newest"], "inferred-legacy": ["6.1"], "inferred-nftables": ["6.1"],
+    "inferred-iptables-nft": []}
 
 
 # Where fentry is forbidden. late-modules: the kernel has nothing yet that could tell whether it is.

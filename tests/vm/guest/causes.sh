@@ -90,7 +90,7 @@ wait_for 10 "$out/cgroup.ready" ready
 
 trace run --all --verbose
 events=/sys/kernel/tracing/events
-echo >/sys/kernel/tracing/trace
+echo mono >/sys/kernel/tracing/trace_clock # which empties the trace, too
 echo 1 >$events/skb/kfree_skb/enable
 told=$events/qdisc/qdisc_drop/enable # where the kernel tells what a queue refused
 [ ! -e $told ] || echo 1 >$told
@@ -120,6 +120,7 @@ stop run
 [ ! -e $told ] || { stop maxflows && echo 0 >$told; }
 echo 0 >$events/skb/kfree_skb/enable
 cat /sys/kernel/tracing/trace >"$out/trace"
+echo local >/sys/kernel/tracing/trace_clock
 for device in /sys/class/net/*; do echo "$(<"$device/ifindex") ${device##*/}"; done >"$out/devices"
 kill "${helpers[@]}"
 sysctl -qw net.ipv4.ipfrag_time=30 net.ipv4.ipfrag_max_dist=64 net.ipv4.tcp_fastopen=1 \
