@@ -95,10 +95,25 @@ class Guest:
         return Run(self.directory / scenario, name, json_lines)
 
 
+FITS = set()  # lines that fit the schema, but for their digits
+
+
+def schema_error(line, validator):
+    """What of the line does not fit the schema, if anything. Lines that differ in digits only are looked at once: that takes
+    longer than all other checks."""
+    shape = re.sub("[0-9]", "0", json.dumps(line))
+    if shape in FITS:
+        return None
+    error = next(validator.iter_errors(line), None)
+    if error is None:
+        FITS.add(shape)
+    return error
+
+
 def check_lines(group, run, validator):
     """What holds for the JSON lines of every run that was not cut short."""
     for number, line in enumerate(run.lines, 1):
-        error = next(validator.iter_errors(line), None)
+        error = schema_error(line, validator)
         group.true(error is None, f"{run.name}: line {number} does not fit the schema",
                    error and f"{error.message}: {line}")
     types = [line["type"] for line in run.lines]
