@@ -1194,6 +1194,9 @@ std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
 
 // What was at that address when a packet died; nothing where that is not known any more.
 std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) const {
+    constexpr std::size_t max_addresses = 4096, max_times = 16; // what is forgotten is looked up again
+    if (locations.size() >= max_addresses && !locations.contains(address))
+        locations.clear();
     std::vector<Location>& known = locations[address];
     const auto then = [&] {
         return std::ranges::find_if(known, [&](const Location& location) {
@@ -1212,6 +1215,8 @@ std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) 
         if (const auto found = then(); found != known.end())
             return found->text;
     }
+    if (known.size() >= max_times)
+        known.erase(known.begin());
     std::string text = describe_address(address);
     const std::uint64_t since = loaded_ns(module_of(text));
     if (text.empty() || since > died_ns)
