@@ -237,6 +237,8 @@ def random_rules(group, guest, validator, backend, broken=False):
                     unknown["unseen"] += 1
                 elif primed and guest.may_be_suspects({"rule": got["rule"], "drop": got}):
                     unknown["suspects"] += 1
+                elif primed and guest.may_be_doubted({"rule": got["rule"], "drop": got}):
+                    unknown["doubted"] += 1
                 elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
     sent = sum(int(re.search(r"^sent (\d+)$", guest.text(f"{scenario}/{name}.sent"), re.M).group(1))
@@ -257,13 +259,15 @@ def random_rules(group, guest, validator, backend, broken=False):
             group.true(families[family] >= 3, f"packets dropped in {family}", families[family])
     for key, lines in untold:
         group.true(lines, f"said to have been dropped by the kernel, where no more can be known: {key}")
-    not_known = sum(unknown[kind] for kind in ("stale", "unknown")) - unknown["unseen"] - unknown["suspects"]
+    not_known = sum(unknown[kind] for kind in ("stale", "unknown")) - sum(
+        unknown[kind] for kind in ("unseen", "suspects", "doubted"))
     group.true(not_known <= dropped * 2 / 5, "drops whose rule is not known, or stale, right after the rules have come", not_known)
     group.true(unknown["unread"] <= dropped / 4, "drops whose rule had not been read", unknown["unread"])
     # Gotos may lead to a chain in more ways than one: chance decides how often.
     group.true(unknown["no_path"] <= dropped / 2, "drops without the whole path", unknown["no_path"])
     group.true(unknown["unseen"] <= dropped / 50, "drops that the kernel ran no probe for", unknown["unseen"])
     group.true(unknown["suspects"] <= dropped / 50, "drops by a policy, or else by a match", unknown["suspects"])
+    group.true(unknown["doubted"] <= dropped / 10, "drops that nothing is said of, since a task had been moved", unknown["doubted"])
     # The oracle itself must notice what is off by one (only policies have neither number nor handle), lacking, or told
     # twice.
     named = [one for _, one in faults["shifted"].right_ones if one["rule"]["number"] or one["rule"]["handle"]]

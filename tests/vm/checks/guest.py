@@ -82,6 +82,12 @@ class Guest:
         return (self.old or self.without_fentry) and drop["rule"] is None and (
             "probe the kernel skipped" in said or "several dropping rules of iptables-legacy counted a packet at once" in said)
 
+    def may_be_doubted(self, drop):
+        """7.2 preempts what is within the kernel. For a while after a task has been moved between CPUs in the midst of it,
+        nothing is said of a packet that another one has interrupted there (legacy tables)."""
+        return self.kernel.startswith("7.") and drop["rule"] is None and (
+            "another packet interrupted this one on its CPU" in (drop["drop"]["unknown"] or ""))
+
     def may_be_suspects(self, drop):
         """5.10 frees all packets in one place: until the matches of iptables-nft are traced, which takes a second or two, a
         policy's drop may be one of theirs."""
