@@ -5,12 +5,10 @@ of each reason there are says the kernel's own trace."""
 
 import re
 from collections import Counter
-from pathlib import Path
 
-from .guest import check_run
+from .guest import check_run, reasons_file, version
 
 PLAIN = "NOT_SPECIFIED"
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures/reasons"
 
 
 class Cause:
@@ -35,14 +33,10 @@ class Cause:
         return "kernel-" + ("not-specified-function" if reason == PLAIN else reason.lower().replace("_", "-"))
 
 
-def version(kernel):
-    return tuple(int(number) for number in re.findall(r"\d+", kernel)[:2])
-
-
 def reasons_of(kernel):
     """All that a kernel has, those of its modules and queues too."""
-    text = (FIXTURES / f"{'.'.join(map(str, version(kernel)))}.txt").read_text()
-    return {name.removeprefix("SKB_DROP_REASON_") for name in text.split() if not name.startswith("#")}
+    return {name.removeprefix("SKB_DROP_REASON_") for name in reasons_file(kernel).read_text().split()
+            if not name.startswith("#")}
 
 
 def port(number, *reasons, **more):

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from .guest import check_lines, key_of
+from .guest import Guest, check_lines, key_of
 from .oracle import Ruleset, backend_name, drops_from_log, drops_from_monitor, expected_rule, last_lines_of_log
 from .report import difference
 
@@ -211,6 +211,12 @@ def compare_run(guest, scenario, backend, broken=False):
     return run, totals, faults, deadly, untold
 
 
+# Why a drop may be told without its rule: whether that holds for it, and of how many drops it may be one.
+EXCUSES = {"unseen": (Guest.may_be_unseen, 50, "drops that the kernel ran no probe for"),
+           "suspects": (Guest.may_be_suspects, 50, "drops by a policy, or else by a match"),
+           "doubted": (Guest.may_be_doubted, 10, "drops that nothing is said of, since a task had been moved")}
+
+
 def random_rules(group, guest, validator, backend, broken=False):
     scenario = f"oracle-{backend}"
     run, totals, faults, rounds, untold = compare_run(guest, scenario, backend, broken)
@@ -233,12 +239,10 @@ def random_rules(group, guest, validator, backend, broken=False):
             for key, got, wanted in getattr(result, kind):
                 unknown[kind] += 1
                 dropped += 1
-                if primed and guest.may_be_unseen({"rule": got["rule"], "drop": got}):
-                    unknown["unseen"] += 1
-                elif primed and guest.may_be_suspects({"rule": got["rule"], "drop": got}):
-                    unknown["suspects"] += 1
-                elif primed and guest.may_be_doubted({"rule": got["rule"], "drop": got}):
-                    unknown["doubted"] += 1
+                excuse = primed and next((name for name, (holds, *_) in EXCUSES.items()
+                                          if holds(guest, {"rule": got["rule"], "drop": got})), None)
+                if excuse:
+                    unknown[excuse] += 1
                 elif primed and kind in ("stale", "unknown"):
                     group.true(False, f"{kind}: {key}: {'; '.join(difference(got, wanted))}")
     sent = sum(int(re.search(r"^sent (\d+)$", guest.text(f"{scenario}/{name}.sent"), re.M).group(1))
@@ -259,15 +263,13 @@ def random_rules(group, guest, validator, backend, broken=False):
             group.true(families[family] >= 3, f"packets dropped in {family}", families[family])
     for key, lines in untold:
         group.true(lines, f"said to have been dropped by the kernel, where no more can be known: {key}")
-    not_known = sum(unknown[kind] for kind in ("stale", "unknown")) - sum(
-        unknown[kind] for kind in ("unseen", "suspects", "doubted"))
+    not_known = sum(unknown[kind] for kind in ("stale", "unknown")) - sum(unknown[excuse] for excuse in EXCUSES)
     group.true(not_known <= dropped * 2 / 5, "drops whose rule is not known, or stale, right after the rules have come", not_known)
     group.true(unknown["unread"] <= dropped / 4, "drops whose rule had not been read", unknown["unread"])
     # Gotos may lead to a chain in more ways than one: chance decides how often.
     group.true(unknown["no_path"] <= dropped / 2, "drops without the whole path", unknown["no_path"])
-    group.true(unknown["unseen"] <= dropped / 50, "drops that the kernel ran no probe for", unknown["unseen"])
-    group.true(unknown["suspects"] <= dropped / 50, "drops by a policy, or else by a match", unknown["suspects"])
-    group.true(unknown["doubted"] <= dropped / 10, "drops that nothing is said of, since a task had been moved", unknown["doubted"])
+    for excuse, (_, share, what) in EXCUSES.items():
+        group.true(unknown[excuse] <= dropped / share, what, unknown[excuse])
     # The oracle itself must notice what is off by one (only policies have neither number nor handle), lacking, or told
     # twice.
     named = [one for _, one in faults["shifted"].right_ones if one["rule"]["number"] or one["rule"]["handle"]]

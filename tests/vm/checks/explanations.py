@@ -4,8 +4,7 @@ said where a condition does not hold. tests/vm/guest/explanations.sh sends one p
 
 import re
 
-from .causes import version
-from .guest import check_run
+from .guest import check_run, version
 
 DNS, VM, CLIENT = "100.100.2.136", "10.0.0.2", "10.1.0.2"
 VM6 = "fd00:a::2"

@@ -104,6 +104,16 @@ class Guest:
         return Run(self.directory / scenario, name, json_lines)
 
 
+def version(kernel):
+    """Of "6.12.118+deb13-cloud-amd64", and of the first version that a string has: (6, 12); () where it has none."""
+    return tuple(int(number) for number in re.findall(r"\d+", kernel)[:2])
+
+
+def reasons_file(kernel):
+    """The kernel's reasons as its own type information tells them, those of its modules and queues too; 5.10 has none."""
+    return Path(__file__).resolve().parents[2] / f"fixtures/reasons/{'.'.join(map(str, version(kernel)))}.txt"
+
+
 FITS = set()  # lines that fit the schema, but for their digits
 
 

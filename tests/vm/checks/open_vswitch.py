@@ -3,13 +3,11 @@
 
 import re
 from collections import Counter
-from pathlib import Path
 
-from .guest import check_run
+from .guest import check_run, reasons_file, version
 
 SCENARIO = "open-vswitch"
 VM, PROVIDER, THROUGH_DP0 = "10.0.0.2", "100.100.2.136", "100.100.7.9"
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures/reasons"
 FLOWS, SHOW = "ovs-appctl dpctl/dump-flows", "ovs-dpctl show"
 
 # port -> reason, or none where the kernel has no name of its own for it; the function; a fix
@@ -26,8 +24,7 @@ DROPS = {7951: ("OVS_DROP_LAST_ACTION", r"do_execute_actions", FLOWS),
 
 def number_of(guest, name):
     """By the kernel's own type information, as bpftool has printed it: numbers of a subsystem follow each other."""
-    series = ".".join(guest.kernel.split(".")[:2]).split("-")[0]
-    _, names = (FIXTURES / f"{series}.txt").read_text().split("# enum ovs_drop_reason (openvswitch)\n")
+    _, names = reasons_file(guest.kernel).read_text().split("# enum ovs_drop_reason (openvswitch)\n")
     return names.split().index(name)
 
 
@@ -39,7 +36,7 @@ def counters(guest, which):
 
 def with_reasons(guest):
     """From 6.7."""
-    return tuple(map(int, re.match(r"(\d+)\.(\d+)", guest.kernel).groups())) >= (6, 7)
+    return version(guest.kernel) >= (6, 7)
 
 
 def by_open_vswitch(drop):
