@@ -84,3 +84,11 @@ TEST_CASE("kallsyms: hidden addresses are no addresses") {
     CHECK(describe_address(0xffffffff81a00113, file.path.c_str()).empty());
     CHECK(find_symbols({"nf_hook_slow"}, "/no/such/file").empty());
 }
+
+TEST_CASE("kallsyms: function and module of a described address") {
+    CHECK(symbol_of("nft_do_chain+0x5d8/0x650 [nf_tables]") == "nft_do_chain");
+    CHECK(symbol_of("ip_rcv_finish_core.constprop.0+0x1/0x2") == "ip_rcv_finish_core");
+    CHECK(symbol_of("") == "");
+    CHECK(module_of("nft_do_chain+0x5d8/0x650 [nf_tables]") == "nf_tables");
+    CHECK(module_of("ip_rcv_finish_core.constprop.0+0x1/0x2") == "");
+}

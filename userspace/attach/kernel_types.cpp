@@ -5,20 +5,14 @@
 #include <cerrno>
 #include <cstring>
 
-#include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <fmt/format.h>
 
+#include "attach/btf.h"
 #include "attach/reason_names.h"
 #include "attach/type_excerpt.h"
 
 namespace tsdroptrace::attach {
 namespace {
-
-struct BtfDeleter {
-    void operator()(btf* value) const { btf__free(value); }
-};
-using Btf = std::unique_ptr<btf, BtfDeleter>;
 
 // What lies within struct nft_chain, nft_base_chain and nft_table of 5.10.
 struct TypeSize {
@@ -132,24 +126,12 @@ KernelTypes::KernelTypes(const Names& functions, const Names& types, const Names
     read(search, vmlinux.get(), 1, 0);
     if (!has_bpf_loop_)
         lays_out_like_5_10_ = sizes_are_those_of_5_10(vmlinux.get());
-    std::uint32_t id = 0;
-    while (bpf_btf_get_next_id(id, &id) == 0) {
-        Fd object(bpf_btf_get_fd_by_id(id));
-        char name[64] = "";
-        bpf_btf_info info{};
-        info.name = reinterpret_cast<std::uintptr_t>(name);
-        info.name_len = sizeof(name);
-        std::uint32_t size = sizeof(info);
-        if (!object || bpf_obj_get_info_by_fd(object.get(), &info, &size) || !info.kernel_btf ||
-            (!of_interest(name) && !more_modules.contains(name)))
-            continue;
-        const Btf module(btf__load_from_kernel_by_id_split(id, vmlinux.get()));
-        if (!module)
-            continue;
+    const auto wanted = [&](std::string_view name) { return of_interest(name) || more_modules.contains(std::string(name)); };
+    for_each_module(vmlinux.get(), wanted, [&](Fd object, const btf* module) {
         const int btf_object = object.get();
         modules_.push_back(std::move(object));
-        read(search, module.get(), btf__type_cnt(vmlinux.get()), btf_object);
-    }
+        read(search, module, btf__type_cnt(vmlinux.get()), btf_object);
+    });
     if (search.excerpt_complete)
         excerpt_ = search.excerpt.to_file();
 }

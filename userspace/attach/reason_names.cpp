@@ -2,36 +2,17 @@
 #include "attach/reason_names.h"
 
 #include <cstdint>
-#include <memory>
 #include <string_view>
 
-#include <bpf/bpf.h>
-#include <bpf/btf.h>
-
-#include "util/fd.h"
+#include "attach/btf.h"
 
 namespace tsdroptrace::attach {
 namespace {
-
-struct BtfDeleter {
-    void operator()(btf* value) const { btf__free(value); }
-};
-using Btf = std::unique_ptr<btf, BtfDeleter>;
 
 void add_all(const btf* types, unsigned from, decode::KernelNames& names) {
     const unsigned end = btf__type_cnt(types);
     for (unsigned id = from; id < end; ++id)
         add_reasons(types, btf__type_by_id(types, id), names);
-}
-
-bool is_module(const Fd& object) {
-    bpf_btf_info info{};
-    char name[64] = "";
-    info.name = reinterpret_cast<std::uintptr_t>(name);
-    info.name_len = sizeof(name);
-    std::uint32_t size = sizeof(info);
-    return object && bpf_obj_get_info_by_fd(object.get(), &info, &size) == 0 && info.kernel_btf &&
-           std::string_view(name) != "vmlinux";
 }
 
 // Empty where the types have none there: they may come from a file.
@@ -71,13 +52,9 @@ decode::KernelNames read_reasons() {
     if (!vmlinux)
         return names;
     add_all(vmlinux.get(), 1, names);
-    std::uint32_t id = 0;
-    while (bpf_btf_get_next_id(id, &id) == 0) {
-        if (!is_module(Fd(bpf_btf_get_fd_by_id(id))))
-            continue;
-        if (const Btf module(btf__load_from_kernel_by_id_split(id, vmlinux.get())); module)
-            add_all(module.get(), btf__type_cnt(vmlinux.get()), names);
-    }
+    for_each_module(
+        vmlinux.get(), [](std::string_view) { return true; },
+        [&](const Fd&, const btf* module) { add_all(module, btf__type_cnt(vmlinux.get()), names); });
     return names;
 }
 

@@ -1209,7 +1209,7 @@ std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) 
     const auto now = static_cast<std::uint64_t>(since_boot.count());
     if (!known.empty() && !known.back().text.empty()) {
         Location& last = known.back();
-        const std::string module = module_of(last.text);
+        const std::string_view module = module_of(last.text);
         if (module.empty() || (loaded_ns(module) == last.from_ns && lies_in_module(address, module)))
             last.until_ns = now; // it still is
         if (const auto found = then(); found != known.end())

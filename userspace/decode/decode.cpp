@@ -14,6 +14,7 @@
 
 #include <fmt/format.h>
 
+#include "util/kallsyms.h"
 #include "util/text.h"
 
 namespace tsdroptrace::decode {
@@ -239,9 +240,8 @@ std::optional<Hook> hook(const tsdt_cause_key& key) {
 HookFunction hook_function(std::string_view symbol) {
     HookFunction function;
     function.name = symbol.substr(0, symbol.find('+'));
-    if (const auto open = symbol.find(" ["); open != symbol.npos) {
-        const auto module = symbol.substr(open + 2);
-        function.module = module.substr(0, module.find(']'));
+    if (const auto module = module_of(symbol); !module.empty()) {
+        function.module = module;
     }
     return function;
 }
@@ -306,8 +306,7 @@ DropSite site(const tsdt_cause& cause, const KernelNames& names) {
 constexpr std::string_view comes_in[] = {"tun_get_user", "vxlan_rcv", "enqueue_to_backlog"};
 
 void set_way(Packet& packet, std::string_view location) {
-    const std::string_view function = location.substr(0, location.find_first_of("+."));
-    if (packet.in_dev || !packet.out_dev || std::ranges::find(comes_in, function) == std::end(comes_in)) {
+    if (packet.in_dev || !packet.out_dev || std::ranges::find(comes_in, symbol_of(location)) == std::end(comes_in)) {
         return;
     }
     std::swap(packet.in_dev, packet.out_dev);

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "explain/match.h"
+#include "util/kallsyms.h"
 
 namespace tsdroptrace::explain {
 

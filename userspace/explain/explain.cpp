@@ -8,6 +8,7 @@
 #include "explain/match.h"
 #include "explain/noise.h"
 #include "explain/words.h"
+#include "util/kallsyms.h"
 #include "util/text.h"
 
 namespace tsdroptrace::explain {

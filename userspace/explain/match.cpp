@@ -62,13 +62,6 @@ bool contains(std::string_view cidr, const Address& address) {
     return network && contains(*network, address);
 }
 
-std::string_view symbol_of(std::string_view location) {
-    location = location.substr(0, location.find_first_of("+ "));
-    location = location.substr(0, location.find('.'));
-    const bool is_name = !location.empty() && std::isdigit(static_cast<unsigned char>(location.front())) == 0;
-    return is_name ? location : std::string_view{};
-}
-
 std::string_view reason_of(const DropSite& site) {
     return site.reason.empty() || site.reason == "0" ? "NOT_SPECIFIED" : std::string_view(site.reason);
 }

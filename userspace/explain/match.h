@@ -32,10 +32,6 @@ bool is_cidr(std::string_view text);
 // Whether a CIDR of the catalogue ("100.64.0.0/10") holds the address. False for another family.
 bool contains(std::string_view cidr, const Address& address);
 
-// The function of a kernel location: "ip_rcv_finish_core.isra.0+0x12/0x340 [mod]" is "ip_rcv_finish_core",
-// because compilers append what they did to a function. Empty for an empty or purely numeric location.
-std::string_view symbol_of(std::string_view location);
-
 // Kernels before 5.17 have no reasons at all: NOT_SPECIFIED there.
 std::string_view reason_of(const DropSite&);
 // Whether the kernel tells what it calls its reason: of a module without type information there are numbers only.

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "explain/match.h"
+#include "util/kallsyms.h"
 #include "util/text.h"
 
 namespace tsdroptrace::explain {

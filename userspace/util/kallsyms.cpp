@@ -59,11 +59,18 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
     return found;
 }
 
-std::string module_of(std::string_view description) {
+std::string_view symbol_of(std::string_view description) {
+    description = description.substr(0, description.find_first_of("+ "));
+    description = description.substr(0, description.find('.'));
+    const bool is_name = !description.empty() && std::isdigit(static_cast<unsigned char>(description.front())) == 0;
+    return is_name ? description : std::string_view{};
+}
+
+std::string_view module_of(std::string_view description) {
     const auto open = description.find('[');
     if (open == std::string_view::npos)
-        return "";
-    return std::string(description.substr(open + 1, description.find(']', open) - open - 1));
+        return {};
+    return description.substr(open + 1, description.find(']', open) - open - 1);
 }
 
 bool lies_in_module(std::uint64_t address, std::string_view module, const char* path) {

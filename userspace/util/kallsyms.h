@@ -26,8 +26,11 @@ std::map<std::string, Symbol, std::less<>> find_symbols(const std::set<std::stri
 std::string describe_address(std::uint64_t address, const char* path = "/proc/kallsyms",
                              const char* modules_path = "/proc/modules");
 
-// The module of such a description, "module"; empty for what is vmlinux's own.
-std::string module_of(std::string_view description);
+// The function of such a description: "ip_rcv_finish_core.isra.0+0x12/0x340 [mod]" is "ip_rcv_finish_core", because
+// compilers append what they did to a function. Empty for an empty or purely numeric one. A part of `description`.
+std::string_view symbol_of(std::string_view description);
+// Its module, "mod"; empty for what is vmlinux's own. A part of `description`.
+std::string_view module_of(std::string_view description);
 // Whether the address lies in that module, as it is loaded now.
 bool lies_in_module(std::uint64_t address, std::string_view module, const char* path = "/proc/modules");
 
