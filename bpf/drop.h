@@ -468,6 +468,19 @@ VERIFIED_ONCE int attribute_live_traversal(struct scratch *scratch, u64 skb)
 	return attribute_nft(scratch, pkt, PLACE_NFT_DO_CHAIN);
 }
 
+// What tells a legacy rule from others that were at its address at another time: while rulesets change, generations do not.
+static __always_inline u64 identity_of_legacy(const struct verdict *verdict)
+{
+	const u64 *chain = (const u64 *)verdict->chain;
+	u64 hash = verdict->table_address ^ *(const u64 *)verdict->table ^ (u64)verdict->by_match << 32 ^ verdict->number;
+
+	for (u32 i = 0; i < 4; i++) { // chains' names are no longer
+		hash = (hash ^ chain[i]) * 0x9e3779b97f4a7c15ULL;
+		hash ^= hash >> 29;
+	}
+	return hash;
+}
+
 VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdict *verdict)
 {
 	struct tsdt_cause_key *key;
@@ -487,6 +500,8 @@ VERIFIED_ONCE int attribute_verdict(struct scratch *scratch, const struct verdic
 	key->offset = verdict->offset;
 	key->generation = verdict->generation;
 	key->queue = verdict->queue;
+	if (traces_legacy && (key->source == TSDT_SOURCE_LEGACY_RULE || key->source == TSDT_SOURCE_LEGACY_POLICY))
+		key->path_hash = identity_of_legacy(verdict);
 	__builtin_memcpy(drop->jumpstack, verdict->jumpstack, sizeof(drop->jumpstack));
 	device_name(drop->in_dev, verdict->in);
 	device_name(drop->out_dev, verdict->out);

@@ -61,7 +61,7 @@ enum tsdt_queue {
 struct tsdt_cause_key {
 	__u64 rule;       // NFT_RULE: address of the expression; *_POLICY and LEGACY_RULE: address of the base chain or xt_table_info; HOOK_FUNCTION: its address; else 0
 	__u64 location;   // code address that freed the packet
-	__u64 path_hash;  // NFT_RULE: over the expressions on the way; else 0
+	__u64 path_hash;  // NFT_RULE: over the expressions on the way; LEGACY_*: over table, chain and number; else 0
 	__u32 offset;     // LEGACY_*: of the entry in the table's blob (as IPT_SO_GET_ENTRIES returns it); HOOK_FUNCTION: id of the BPF program, or 0
 	__u32 generation; // of this backend's rulesets on this machine: a rule address means nothing in another generation
 	__u32 netns;      // inode of the network namespace

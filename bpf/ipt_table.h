@@ -64,7 +64,7 @@ struct table_slot {
 	u32 drop_chains; // user chains whose policy is DROP
 	u32 drop_chain;  // offset of the last one of them
 	u32 doubts;      // struct traversals: as of the shadow
-	u32 pad;
+	u32 as_of;       // the generation when the shadow was begun
 };
 
 struct tables {
@@ -106,6 +106,8 @@ struct claim {
 	u32 needs, drop_chains, drop_chain; // bridges: as in struct table_slot
 	u32 doubtful;
 	u32 by_match; // a match of the rule dropped it by itself
+	u32 as_of;    // as in struct table_slot
+	u32 pad;
 	u64 interrupted_ns;
 	u64 jumpstack[TSDT_JUMPSTACK_MAX]; // addresses of the jumps' entries; beyond those of this packet, older ones
 };
@@ -587,6 +589,7 @@ __noinline int take_shadow(u64 table_address, u32 family)
 	slot->count = walk.count;
 	slot->complete = walk.complete;
 	slot->size = walk.size;
+	slot->as_of = now;
 	// While a change is under way, every traversal takes its own: counters are being restored. Of which generation the
 	// rules are cannot be told then, nor if it has changed since `now` was read.
 	slot->generation = is_changing(TSDT_GENERATION_X_TABLES) || generation(TSDT_GENERATION_X_TABLES) != now ? ~0u : now;
@@ -846,6 +849,7 @@ VERIFIED_ONCE int claim_counter(struct claim *claim, u32 cpu, u32 reader)
 		return 0;
 	}
 	claim->generation = slot->generation;
+	claim->as_of = slot->as_of;
 	claim->needs = slot->needs;
 	claim->drop_chains = slot->drop_chains;
 	claim->drop_chain = slot->drop_chain;
@@ -1031,11 +1035,12 @@ static __always_inline void name_chain(struct verdict *verdict, u64 entries, u32
 	}
 }
 
-// Another CPU may replace a table as soon as the packet has left it, and free what the claim is about. What has been read
-// of it is sound if it was still in use afterwards.
+// Another CPU may replace a table as soon as the packet has left it, and free what the claim is about; or even before, when
+// the packet has only just begun. What has been read of it is sound if it was still in use afterwards, and if nothing has
+// changed meanwhile: a table that is replaced twice lies in the memory where it was before.
 static __always_inline bool was_replaced(const struct claim *claim)
 {
-	return private_of(claim->table) != claim->private;
+	return private_of(claim->table) != claim->private || generation(TSDT_GENERATION_X_TABLES) != claim->as_of;
 }
 
 // Leaves what the claim in that draft says for kfree_skb.

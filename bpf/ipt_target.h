@@ -132,6 +132,7 @@ static __noinline bool find_target_rule(struct draft *draft, u64 target, u64 tab
 	draft->claim.table = slot->table;
 	draft->claim.private = slot->private;
 	draft->claim.generation = slot->generation;
+	draft->claim.as_of = slot->as_of;
 	draft->claim.unknown = TSDT_UNKNOWN_NONE;
 	return find_target(slot, &draft->claim, target - blob);
 }

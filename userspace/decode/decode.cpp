@@ -63,7 +63,7 @@ constexpr std::string_view unknown_sentences[] = {
     "another packet interrupted this one on its CPU and took the place of its record",
     "no dropping rule of iptables-legacy was seen counting it: perhaps a match or an extension target dropped it",
     "several dropping rules of iptables-legacy counted a packet at once, or counters were being restored",
-    "the iptables-legacy table was being replaced, or has more dropping rules than are watched",
+    "an iptables-legacy table was being replaced, or this one has more dropping rules than are watched",
     "a rule handed it to a program in userspace", // QUEUE: the queue says more
     // NOT_SEEN:
     "no rule was seen dropping it: a hook function without rules, a firewall backend that is not traced, or a rule "

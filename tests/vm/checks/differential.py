@@ -363,7 +363,8 @@ def churn(group, guest, validator, backend, broken=False):
             seen[drop["rule"]["family"], key[3], key[5]].add(
                 (drop["rule"]["chain"], drop["rule"]["number"], drop["rule"]["handle"]))
             noticed += None not in judge(off)
-        group.true(None in found, f"{found[0]}: {key}, the trace says {fates[key]}", drop)
+        said_of = {name: drop["rule"][name] for name in ("chain", "number", "handle", "stale", "text", "path")}
+        group.true(None in found, f"{found[0]}: {key} {said_of}, the trace says {fates[key]}", drop)
         stale += drop["rule"]["stale"]
         texts += drop["rule"]["text"] is not None
     for key, ends in fates.items():

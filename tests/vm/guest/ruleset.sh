@@ -171,12 +171,29 @@ NFT
     nft -a list table inet changing >"$out/many.nft"
 }
 
+# /tmp/version-0 and -1 are of the same size, and what -0 has at the place of the rule that drops port 7945, the first one
+# of its chain, is in -1 the one for port 7946, the second one. The kernel puts them in the same memory, in turn.
+versions() {
+    local rule='-p udp -m udp --dport'
+    printf '%s\n' '*filter' ':two - [0:0]' '-A INPUT -j two' "-A INPUT $rule 7947 -j DROP" \
+        "-A two $rule 7945 -j DROP" COMMIT >/tmp/version-0
+    printf '%s\n' '*filter' ':two - [0:0]' '-A INPUT -j two' \
+        "-A two $rule 7947 -j DROP" "-A two $rule 7946 -j DROP" COMMIT >/tmp/version-1
+}
+
+# Until the file "changing" is gone, the ruleset of another namespace is being changed nearly all the time: it takes the kernel
+# a while to copy that many counters, before it sees that the table has not got as many rules.
+changing() {
+    : >/tmp/changing
+    # Level IPPROTO_IPV6, command IP6T_SO_SET_ADD_COUNTERS.
+    ip netns exec client perl -e 'socket(my $raw, 10, 3, 255) or die; my $count = 1 << 21;
+        my $counters = pack("Z32Ix4", "filter", $count) . "\0" x (16 * $count);
+        setsockopt($raw, 41, 65, $counters) while -e "/tmp/changing"'
+}
+
 # Changes that overlap, in two namespaces and for both IP versions, while packets are dropped.
 overlap() {
     local port end
-    for port in 7941 7942 7943 7944; do
-        iptables-legacy -A INPUT -p udp --dport $port -j DROP
-    done
     {
         echo '*filter'
         for port in {1..1500}; do
@@ -185,6 +202,27 @@ overlap() {
         echo COMMIT
     } >/tmp/large
     trace run --dst "$ranges" --record "$out/recording"
+
+    versions
+    iptables-legacy-restore </tmp/version-1
+    ip netns exec client ip6tables-legacy-restore </tmp/large
+    pause 2 # the tables' modules are traced
+    changing &
+    end=$((EPOCHSECONDS + 6))
+    while [ $EPOCHSECONDS -lt $end ]; do
+        for version in 0 1 1; do
+            echo "$(</tmp/version-$version)"
+            pause 0.02
+        done
+    done | iptables-legacy-restore >>"$out/step.log" 2>&1 &
+    while [ $EPOCHSECONDS -lt $end ]; do
+        ip netns exec provider /tests/send "$vm4" 20 7945 7946
+    done >>"$out/step.log" 2>&1
+    rm /tmp/changing
+    iptables-legacy -F INPUT
+    for port in 7941 7942 7943 7944; do
+        iptables-legacy -A INPUT -p udp --dport $port -j DROP
+    done
 
     end=$((EPOCHSECONDS + 6))
     while [ $EPOCHSECONDS -lt $end ]; do
