@@ -127,6 +127,8 @@ struct traversals {
 		u32 any_ending;
 	};
 	u32 doubts; // ebt_table.h: how often the shadows of bridges' tables have become doubtful
+	u32 interrupting; // interrupt() is at work: the traversal is neither the newest nor among the interrupted ones
+	u32 pad;
 	u64 unended; // skb of the newest traversal, if it is a softirq's that has begun meanwhile: it ends first
 	u64 strayed_ns; // when there last came to be traversals of which this CPU knows nothing: see is_any_open()
 	// The tables whose shadow holds, each in the place that its address gives.
@@ -893,21 +895,37 @@ struct {
 	__type(value, struct draft);
 } drafts SEC(".maps");
 
-// Whether a counter that moves on this CPU now may be that of a traversal which was interrupted before its own had
-// moved, and has not ended; or of one that this CPU knows nothing of: that came here with its process, or left for
-// another CPU, or of too many interrupted ones. The end of one in some millions is not seen: that must not stay for ever.
+// Whether a traversal was interrupted on that CPU before its own counter had moved, and has not ended. The end of one in some
+// millions is not seen: that must not stay for ever.
+static __always_inline bool is_interrupted_one_open(const struct traversals *there, u64 now)
+{
+	for (u32 i = 0; i < INTERRUPTED; i++)
+		if (there->interrupted[i].skb && there->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER &&
+		    now - there->interrupted[i].interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
+			return true;
+	return false;
+}
+
+// Whether a counter that moves on this CPU now may be that of such a traversal; or of one that this CPU knows nothing of: that
+// came here with its process, or left for another CPU, or of too many interrupted ones.
 __noinline int is_any_open(u32 cpu)
 {
 	const struct traversals *here = traversals_of(cpu);
 	u64 now = bpf_ktime_get_ns();
 
-	if (now - here->strayed_ns < TSDT_MOVE_MAX_AGE_NS)
-		return 1;
+	return now - here->strayed_ns < TSDT_MOVE_MAX_AGE_NS || is_interrupted_one_open(here, now);
+}
 
-	for (u32 i = 0; i < INTERRUPTED; i++)
-		if (here->interrupted[i].skb && here->interrupted[i].unknown == TSDT_UNKNOWN_NO_COUNTER &&
-		    now - here->interrupted[i].interrupted_ns < TSDT_MOVE_MAX_AGE_NS)
-			return 1;
+// A task that is moved takes a traversal along, if one is under way where it was.
+__noinline int stray(u32 from, u32 to)
+{
+	struct traversals *left = traversals_of(from), *reached = traversals_of(to);
+	u64 now = bpf_ktime_get_ns();
+
+	if (left->skb > MARK_ENDING || left->interrupting || is_interrupted_one_open(left, now))
+		left->strayed_ns = reached->strayed_ns = now;
+	else if (left->strayed_ns > reached->strayed_ns) // it may have come there with one
+		reached->strayed_ns = left->strayed_ns;
 	return 0;
 }
 
@@ -932,6 +950,7 @@ __noinline int interrupt(u32 cpu, u32 reader)
 	barrier_var(reader); // on 5.10 it is of no use, so the callers would not pass it
 	if (!traces_legacy)
 		return 0;
+	__sync_fetch_and_add(&here->interrupting, 1);
 	here->skb = no_mark(here);
 	make_room(here, other, bpf_ktime_get_ns());
 	any_open = is_any_open(cpu);
@@ -943,10 +962,11 @@ __noinline int interrupt(u32 cpu, u32 reader)
 		other->has_jumpstack = 0;
 	if (other->moved && any_open)
 		other->unknown = TSDT_UNKNOWN_MANY_COUNTERS;
-	if (skb == here->unended && !other->moved)
-		return 0; // it has ended
-	other->skb = skb;
-	here->interruptions++;
+	if (skb != here->unended || other->moved) { // else it has ended
+		other->skb = skb;
+		here->interruptions++;
+	}
+	__sync_fetch_and_add(&here->interrupting, -1);
 	return 0;
 }
 

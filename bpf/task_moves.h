@@ -27,7 +27,5 @@ int BPF_PROG(on_sched_migrate_task, struct task_struct *task, int cpu)
 	move->begin = trail_end(trail_of(move->to));
 	known->count++;
 	known->last_ns = now;
-	traversals_of(move->from)->strayed_ns = now;
-	traversals_of(move->to)->strayed_ns = now;
-	return 0;
+	return stray(move->from, move->to);
 }

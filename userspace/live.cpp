@@ -27,6 +27,7 @@
 #include "evidence/live_evidence.h"
 #include "explain/explain_dir.h"
 #include "explain/iptables_tool.h"
+#include "explain/tunnel.h"
 #include "outputs.h"
 #include "pipeline.h"
 #include "recording/writer.h"
@@ -527,7 +528,7 @@ std::vector<Way> LiveRun::ways(const KernelCounts& last) const {
     if (!last.seen || !options_.netns.empty())
         return {};
     const Seen seen = decode::decode_seen(*last.seen, machine_);
-    const bool tunnel = std::ranges::any_of(seen.sent.by_dev, left_by_tunnel);
+    const bool tunnel = explain::left_by_tunnel(seen.sent);
     if (seen.sent.packets != 0 && !tunnel)
         return {};
     std::vector<std::pair<std::string, Address>> ranges;

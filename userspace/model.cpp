@@ -233,23 +233,6 @@ std::string proto_name(std::uint8_t proto) {
     }
 }
 
-bool is_of_tailscale(std::string_view dev) {
-    return dev.starts_with("tailscale");
-}
-
-bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device) {
-    const std::string& dev = device.first;
-    return device.second > 0 && (is_of_tailscale(dev) || dev.starts_with("tun") || dev.starts_with("utun"));
-}
-
-bool may_be_of_others(const Way& way) {
-    constexpr std::uint32_t table_of_tailscale = 52;
-    const std::string& matched = way.route.matched;
-    const bool host = matched.ends_with("/32") || matched.ends_with("/128");
-    return way.route.table == table_of_tailscale && matched.find('/') != std::string::npos && !host &&
-           !matched.starts_with("fd7a:115c:a1e0:");
-}
-
 std::string rule_words(const Route& route) {
     constexpr std::uint32_t local = 0, main_table = 32766, default_table = 32767;
     if (!route.rule || *route.rule == local || *route.rule == main_table || *route.rule == default_table)

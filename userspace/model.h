@@ -258,12 +258,6 @@ struct Way {
     Route route;
 };
 
-// Whether packets left by a device behind which a program takes them (TUN), going by its name.
-bool left_by_tunnel(const std::pair<const std::string, std::uint64_t>& device); // of SeenWay::by_dev
-bool is_of_tailscale(std::string_view dev);
-// Tailscale's table leads there by a route to a whole network, so that it need not be the tailnet that is meant.
-bool may_be_of_others(const Way&);
-
 struct Summary {
     static constexpr std::size_t max_flows = 10, max_ways = 4;
     bool final = false;

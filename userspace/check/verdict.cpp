@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "explain/tunnel.h"
+
 namespace tsdroptrace::check {
 namespace {
 
@@ -63,15 +65,12 @@ std::string devices(const SeenWay& way) {
 // The kernel sees nothing of what becomes of it there.
 std::string behind_tunnel(const Summary& summary) {
     const auto& devices = summary.seen->sent.by_dev;
-    if (std::ranges::none_of(devices, [](const auto& dev) { return is_of_tailscale(dev.first); }))
+    if (std::ranges::none_of(devices, [](const auto& dev) { return explain::is_of_tailscale(dev.first); }))
         return ". The program behind that tunnel, on this machine, may have dropped them";
     std::string out = ". tailscaled, on this machine, may have dropped them, or their answers: tailscale metrics print "
                       "(tailscaled_inbound_dropped_packets_total); else they are lost beyond it";
     for (const Way& way : summary.ways)
-        if (may_be_of_others(way))
-            out += fmt::format(". Table {} has {} for it: a route that Tailscale accepted; if it is not meant for the "
-                               "tailnet: ip rule add to {} lookup main pref 5200 (gone after a reboot)",
-                               way.route.table, way.route.matched, way.range);
+        out += explain::accepted_route_words(way);
     return out;
 }
 
@@ -143,7 +142,7 @@ CheckVerdict verdict(const Target& target, const Answer& answer, const Summary& 
                    fmt::format("{} did not answer what was asked: {} left by {}, {} came in from there, and none was "
                                "dropped here",
                                what, packets_text(sent.packets), devices(sent), packets_text(received.packets)));
-    const bool tunnel = std::ranges::any_of(sent.by_dev, left_by_tunnel);
+    const bool tunnel = explain::left_by_tunnel(sent);
     std::string text =
         fmt::format("{} did not answer: {} left by {}, none came back{}", what, packets_text(sent.packets),
                     devices(sent), tunnel ? behind_tunnel(summary) : ": the loss is not on this machine");

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "explain/tunnel.h"
 #include "kprobe_limits.h"
 #include "util/text.h"
 
@@ -523,10 +524,10 @@ std::optional<std::uint64_t> dropped_on_the_way_in(const Summary& summary) {
 std::string tunnel_words(const Summary& summary) {
     std::string out;
     for (const auto& device : summary.seen->sent.by_dev) {
-        if (!left_by_tunnel(device))
+        if (!device.second || !explain::is_tunnel(device.first))
             continue;
         const std::string name = printable(device.first);
-        if (!is_of_tailscale(device.first)) {
+        if (!explain::is_of_tailscale(device.first)) {
             out += fmt::format(". What left by {} went to the program behind it, on this machine, which may have "
                                "dropped it",
                                name);
@@ -535,15 +536,9 @@ std::string tunnel_words(const Summary& summary) {
         out += fmt::format(". What left by {} went to tailscaled, on this machine, which may have dropped it, or its "
                            "answers: tailscale metrics print (tailscaled_inbound_dropped_packets_total)",
                            name);
-        for (const Way& way : summary.ways) {
-            if (way.route.dev != device.first || !may_be_of_others(way))
-                continue;
-            out += fmt::format(". Table {} has {} for it: a route that Tailscale accepted. If {} is a network of your "
-                               "own or of your provider: ip rule add to {} lookup main pref 5200 (then nothing of it "
-                               "is reached by the tailnet, and it is gone after a reboot), or tailscale set "
-                               "--accept-routes=false (no route of a peer is used)",
-                               way.route.table, way.route.matched, way.range, way.range);
-        }
+        for (const Way& way : summary.ways)
+            if (way.route.dev == device.first)
+                out += explain::accepted_route_words(way);
     }
     return out;
 }
@@ -578,7 +573,7 @@ std::string seen_sentence(const Summary& summary) {
             out += fmt::format(", and {} of them {} dropped here", *dropped, *dropped == 1 ? "was" : "were");
     } else if (sent.packets) {
         out += "; none from there ever reached this machine";
-        if (summary.causes.empty() && std::ranges::none_of(sent.by_dev, left_by_tunnel))
+        if (summary.causes.empty() && !explain::left_by_tunnel(sent))
             out += ": the loss is not here";
     } else {
         out += ", and none from there arrived";
