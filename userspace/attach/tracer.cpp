@@ -7,12 +7,10 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <numeric>
 #include <set>
-#include <system_error>
 #include <utility>
 
 #include <arpa/inet.h>
@@ -21,17 +19,17 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <linux/membarrier.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "attach/attachment.h"
 #include "attach/bpf_object.h"
+#include "attach/bpf_permission.h"
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
 #include "attach/reason_names.h"
+#include "attach/running_kernel.h"
 #include "kprobe_limits.h"
 #include "util/fd.h"
 #include "util/kallsyms.h"
@@ -54,103 +52,6 @@ int to_log(libbpf_print_level level, const char* format, va_list arguments) {
         line.remove_suffix(1);
     spdlog::debug("{}", line);
     return length;
-}
-
-bool readable(const std::string& path) {
-    return access(path.c_str(), R_OK) == 0;
-}
-
-bool module_is_loaded(const char* module) {
-    return readable(std::string("/sys/module/") + module);
-}
-
-struct KernelVersion {
-    unsigned major = 0, minor = 0;
-    auto operator<=>(const KernelVersion&) const = default;
-};
-
-KernelVersion running_kernel() {
-    utsname name{};
-    KernelVersion version;
-    if (uname(&name) == 0)
-        (void)std::sscanf(name.release, "%u.%u", &version.major, &version.minor);
-    return version;
-}
-
-std::optional<std::uint64_t> effective_capabilities() {
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);) {
-        if (line.starts_with("CapEff:"))
-            return std::strtoull(line.c_str() + 7, nullptr, 16);
-    }
-    return std::nullopt;
-}
-
-// The contents of /sys/kernel/security/lockdown with the active mode in brackets; "" where there is none.
-std::string lockdown_mode() {
-    std::ifstream file("/sys/kernel/security/lockdown");
-    std::string line;
-    std::getline(file, line);
-    const auto open = line.find('['), close = line.find(']');
-    if (open == std::string::npos || close == std::string::npos || close < open)
-        return "";
-    return line.substr(open + 1, close - open - 1);
-}
-
-// The least of programs.
-constexpr bpf_insn return_zero[] = {
-    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0},
-    {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
-
-// The SELinux context of this process, where its policy is enforced; "" elsewhere.
-std::string enforced_context() {
-    char enforces = '0';
-    if (!std::ifstream("/sys/fs/selinux/enforce").get(enforces) || enforces != '1')
-        return "";
-    std::ifstream file("/proc/self/attr/current");
-    std::string context;
-    std::getline(file, context);
-    return context.c_str(); // what comes after a zero is no part of it
-}
-
-// Whether even the least of maps and programs is refused. The verifier gives the same error for a program that it does
-// not take, and has nothing to say against this one.
-bool refuses_all_bpf() {
-    const Fd map(
-        bpf_map_create(BPF_MAP_TYPE_ARRAY, "try_map", sizeof(std::uint32_t), sizeof(std::uint32_t), 1, nullptr));
-    if (!map)
-        return errno == EPERM || errno == EACCES;
-    const Fd program(
-        bpf_prog_load(BPF_PROG_TYPE_TRACEPOINT, "try_program", "GPL", return_zero, std::size(return_zero), nullptr));
-    return !program && (errno == EPERM || errno == EACCES);
-}
-
-Error explain_load_failure(int error) {
-    constexpr std::uint64_t cap_sys_admin = 1ULL << 21, cap_perfmon = 1ULL << 38, cap_bpf = 1ULL << 39;
-    const std::uint64_t capabilities = effective_capabilities().value_or(0);
-    const bool privileged =
-        (capabilities & cap_sys_admin) || ((capabilities & cap_bpf) && (capabilities & cap_perfmon));
-    const bool denied = error == EPERM || error == EACCES;
-
-    if (denied && !privileged)
-        return {ErrorKind::unsupported,
-                "not allowed to load BPF programs: needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; "
-                "run it with sudo"};
-    const std::string context = denied ? enforced_context() : "";
-    if (!context.empty() && refuses_all_bpf())
-        return {
-            ErrorKind::unsupported,
-            fmt::format("not allowed to use BPF, although it has the capabilities for it: SELinux is enforcing, and "
-                        "this process has the context {}. `ausearch -m avc -c tsdroptrace` shows whether that is why "
-                        "(without auditd: journalctl -k --grep=avc:); run it from another context",
-                        context)};
-    if (lockdown_mode() == "confidentiality") // EPERM, or EINVAL: the kernel then says that it has no such function
-        return {ErrorKind::unsupported, "this kernel is locked down (confidentiality): BPF may not read kernel memory; "
-                                        "boot with lockdown=integrity or without lockdown"};
-    return {ErrorKind::unsupported,
-            fmt::format("cannot load the BPF program for the tracepoint kfree_skb: {} (error {}); needs a kernel "
-                        "from 5.10 with BPF and BTF; --verbose shows the kernel's own words",
-                        std::strerror(error), error)};
 }
 
 constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
@@ -244,31 +145,6 @@ void fill_in(std::vector<bpf_insn>& instructions) {
     }
 }
 
-// A function of the kernel's that is there for tests, and that nothing else calls.
-constexpr const char* function_for_tests = "bpf_fentry_test1";
-
-// Whether fentry can be attached here at all: 0, or an errno. Kernels without trampolines for BPF (arm64 before 6.4, for one)
-// load such programs, and then do not attach them. What was attached goes to `kept`, to stay for as long as the tracer
-// does: the kernel takes its time to take it away.
-int try_fentry(const KernelTypes& types, Fd& kept) {
-    const auto id = types.function(function_for_tests);
-    if (!id)
-        return 0; // other functions will tell
-    LIBBPF_OPTS(bpf_prog_load_opts, options);
-    options.expected_attach_type = BPF_TRACE_FENTRY;
-    options.attach_btf_id = id->type_id;
-    const Fd program(
-        bpf_prog_load(BPF_PROG_TYPE_TRACING, "try_fentry", "GPL", return_zero, std::size(return_zero), &options));
-    if (!program)
-        return errno;
-    kept = Fd(bpf_link_create(program.get(), 0, BPF_TRACE_FENTRY, nullptr));
-    return kept ? 0 : errno;
-}
-
-bool has_kprobes() {
-    return readable("/sys/bus/event_source/devices/kprobe/type");
-}
-
 // What libbpf does for programs of this kind, with what KernelTypes has found.
 int prepare(bpf_program* program, bpf_prog_load_opts* options, long) {
     const bpf_insn* begin = bpf_program__insns(program);
@@ -303,29 +179,6 @@ void register_lookup() {
     libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FEXIT, &handler);
     libbpf_register_prog_handler("tp_btf/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_RAW_TP, &handler);
     libbpf_register_prog_handler("syscall", BPF_PROG_TYPE_SYSCALL, {}, &handler);
-}
-
-// The modules that have types of their own, and so functions to attach to.
-std::set<std::string> modules_with_btf() {
-    std::set<std::string> modules;
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator("/sys/kernel/btf", ignored))
-        modules.insert(entry.path().filename());
-    return modules;
-}
-
-// The modules that are loaded, "[nf_tables]", with what tells one from the same that has been loaded again, perhaps to where
-// it was before: its directory is another one. (/sys/module is there for the ones that are built in, too.)
-std::map<std::string, std::uint64_t> modules_loaded() {
-    std::map<std::string, std::uint64_t> modules;
-    std::ifstream file("/proc/modules"); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
-    for (std::string line; std::getline(file, line);) {
-        const std::string name = line.substr(0, line.find(' '));
-        struct stat directory{};
-        if (stat(("/sys/module/" + name).c_str(), &directory) == 0)
-            modules.emplace(fmt::format("[{}]", name), directory.st_ino);
-    }
-    return modules;
 }
 
 } // namespace
@@ -367,9 +220,10 @@ struct Tracer::State {
     decode::KernelNames names;
     std::optional<std::set<std::string>> reasons_of; // the modules that have been asked for names of reasons; none: few
 
-    std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
-    std::map<std::string, std::uint64_t> loads;             // kprobes: of the modules, then
-    // 5.10: what was at an address, from when to when (CLOCK_MONOTONIC). A module that is loaded again may lie elsewhere.
+    std::map<std::string, Symbol, std::less<>> symbols; // kprobes: of the functions, as of the last look
+    std::map<std::string, std::uint64_t> loads;         // kprobes: of the modules, then
+    // 5.10: what was at an address, from when to when (CLOCK_MONOTONIC). A module that is loaded again may lie
+    // elsewhere.
     struct Location {
         std::uint64_t from_ns, until_ns;
         std::string text;
@@ -451,8 +305,8 @@ std::set<std::string> Tracer::State::modules_now() const {
     return modules;
 }
 
-// Where the functions are now. A probe on one that has gone, with its module, is of no use any more, also where it has come
-// back.
+// Where the functions are now. A probe on one that has gone, with its module, is of no use any more, also where it has
+// come back.
 void Tracer::State::find_symbols(const BpfObject& object) {
     const auto functions = object.functions();
     std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
@@ -766,8 +620,8 @@ void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
 // The reason that stands for all that a queue refuses, where the kernel tells the queue's own at a trace point; else 0.
 std::uint32_t Tracer::State::reason_told_elsewhere() const {
     const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_for_loading->function("btf_trace_qdisc_drop");
-    const auto told = std::ranges::find_if(
-        names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
+    const auto told =
+        std::ranges::find_if(names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
     return can_be_had && told != names.reasons.end() ? told->first : 0;
 }
 
@@ -954,8 +808,8 @@ std::string why(int error) {
     return error == EPERM ? "not permitted" : error == enotsupp ? "not supported" : std::strerror(error);
 }
 
-// Attaches all that can be: where fentry cannot, kprobes. Where no function can be traced, `problem` says why, and there
-// are still the drops themselves. Returns 0 or a negative error.
+// Attaches all that can be: where fentry cannot, kprobes. Where no function can be traced, `problem` says why, and
+// there are still the drops themselves. Returns 0 or a negative error.
 int Tracer::State::start() {
     without_functions = !problem.empty();
     if (without_functions)
@@ -993,7 +847,7 @@ Tracer::~Tracer() = default;
 
 Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     libbpf_set_print(to_log);
-    if (!readable("/sys/kernel/btf/vmlinux"))
+    if (!has_btf())
         return Error{ErrorKind::unsupported,
                      "this kernel has no type information (/sys/kernel/btf/vmlinux is missing): needs a kernel built "
                      "with CONFIG_DEBUG_INFO_BTF=y, as the distributions' own are"};
@@ -1098,8 +952,8 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
         for (const std::string_view function : nft_matches)
             functions.push_back({std::string(function), "nft_compat", {}, {}});
     }
-    // A module may have come a moment ago, and have dropped a packet at once. Its tables are to be traced as tables: taken
-    // for a function without rules, one would be that for good.
+    // A module may have come a moment ago, and have dropped a packet at once. Its tables are to be traced as tables:
+    // taken for a function without rules, one would be that for good.
     if (state_->late_functions.size() < max_late_functions &&
         std::ranges::any_of(functions, [&](const HookFunction& function) {
             return !state_->traces(function.name) && !state_->late_functions.contains(function.name);
@@ -1179,8 +1033,8 @@ bool Tracer::learn_reasons() {
     return state_->names.reasons.size() > before;
 }
 
-// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux; the end of all time: that was not
-// kept.
+// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux; the end of all time: that was
+// not kept.
 std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
     char name[56] = "";
     std::uint64_t loaded = 0;
