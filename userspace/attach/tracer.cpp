@@ -28,6 +28,8 @@
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
 #include "attach/lost_changes.h"
+#include "attach/program_kinds.h"
+#include "attach/program_loading.h"
 #include "attach/reason_names.h"
 #include "attach/running_kernel.h"
 #include "kprobe_limits.h"
@@ -68,118 +70,8 @@ std::uint32_t pool_chunks_small(int cpus) {
     return std::max(pool_chunks(cpus) / 8, 2u);
 }
 
-// Programs that are attached only when something has died that they can explain (bpf/hook_function.h, bpf/match.h). The
-// first two are templates, for functions of any name.
-constexpr std::string_view hook_function_template = "hook_function", match_template = "match_function";
-constexpr std::string_view nft_matches[] = {"nft_match_eval", "nft_match_large_eval"};
-
-bool is_template(std::string_view function) {
-    return function == hook_function_template || function == match_template;
-}
-
-bool is_late_program(std::string_view function) {
-    return is_template(function) || function == "nf_hook_run_bpf" ||
-           std::ranges::find(nft_matches, function) != std::end(nft_matches);
-}
-
-// Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
-// is there then.
-bool is_queue_program(std::string_view function) {
-    return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
-}
-
-// Targets of ebtables that may drop: enum bridge_target of bpf/ebt_table.h, in its order. (ebtables-nft has them too,
-// but there they need no program of their own.)
-constexpr std::string_view bridge_targets[] = {"ebt_arpreply_tg", "ebt_dnat_tg", "ebt_snat_tg", "ebt_redirect_tg",
-                                               "ebt_mark_tg"};
-
-bool is_bridge_target(std::string_view function) {
-    return std::ranges::find(bridge_targets, function) != std::end(bridge_targets);
-}
-
-bool rules_may_queue(const KernelTypes& types) {
-    return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
-}
-
-// What bpf/seen.h needs to read a header with one load.
-constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
-
-// How many functions may be traced so in one run.
+// How many functions may be traced late in one run.
 constexpr std::size_t max_late_functions = 48;
-
-// The types that functions are looked up in while an object is being loaded, and the function that a template is for
-// then.
-thread_local const KernelTypes* types_for_loading = nullptr;
-thread_local std::string_view function_for_loading;
-
-// By enum tsdt_placeholder, from TSDT_RDONLY_CAST.
-constexpr const char* rdonly_cast = "bpf_rdonly_cast";
-constexpr struct {
-    const char* name;           // in the kernel's BTF
-    std::uint8_t src_reg;       // what the number is, to the kernel
-    const char* else_name = ""; // where that is not there
-} placeholders[] = {{rdonly_cast, BPF_PSEUDO_KFUNC_CALL},
-                    {"iphdr", 0},
-                    {"ipv6hdr", 0},
-                    {"nf_skb_duplicated", BPF_PSEUDO_BTF_ID, "runqueues"}, // to 6.15
-                    {"nf_skb_duplicated", 0}};
-
-// The number of a type, a function or a variable of the kernel's own; 0: not there.
-std::uint32_t vmlinux_id(const char* name) {
-    const auto id = types_for_loading->function(name);
-    return id && id->btf_object == 0 ? id->type_id : types_for_loading->vmlinux_type(name);
-}
-
-// 0 in the place of what is not there.
-void fill_in(std::vector<bpf_insn>& instructions) {
-    for (bpf_insn& instruction : instructions) {
-        const auto index = static_cast<std::uint32_t>(instruction.imm) - TSDT_RDONLY_CAST;
-        if (index >= std::size(placeholders))
-            continue;
-        const auto& [name, src_reg, else_name] = placeholders[index];
-        std::uint32_t number = vmlinux_id(name);
-        if (!number)
-            number = vmlinux_id(else_name);
-        instruction.imm = static_cast<std::int32_t>(number);
-        instruction.src_reg = number ? src_reg : 0;
-    }
-}
-
-// What libbpf does for programs of this kind, with what KernelTypes has found.
-int prepare(bpf_program* program, bpf_prog_load_opts* options, long) {
-    const bpf_insn* begin = bpf_program__insns(program);
-    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(program));
-    fill_in(instructions);
-    if (const int error = bpf_program__set_insns(program, instructions.data(), instructions.size()))
-        return error;
-    if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
-        options->prog_flags |= BPF_F_SLEEPABLE; // there are no others
-        return 0;
-    }
-    std::string name = tracepoint_of(program);
-    if (name.empty())
-        name = is_template(function_of(program)) ? function_for_loading : function_of(program);
-    const auto id = types_for_loading->function(name);
-    if (!id)
-        return -ESRCH;
-    options->attach_btf_id = id->type_id;
-    options->attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    return bpf_program__set_type(program, BPF_PROG_TYPE_TRACING);
-}
-
-// libbpf reads the kernel's types once more for programs of this kind, and looks each function up in vmlinux again for
-// each module that is loaded: seconds on a machine with many. So these are of another kind until they are loaded.
-void register_lookup() {
-    static bool done = false;
-    if (std::exchange(done, true))
-        return;
-    LIBBPF_OPTS(libbpf_prog_handler_opts, handler);
-    handler.prog_prepare_load_fn = prepare;
-    libbpf_register_prog_handler("fentry/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FENTRY, &handler);
-    libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FEXIT, &handler);
-    libbpf_register_prog_handler("tp_btf/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_RAW_TP, &handler);
-    libbpf_register_prog_handler("syscall", BPF_PROG_TYPE_SYSCALL, {}, &handler);
-}
 
 } // namespace
 
@@ -272,24 +164,24 @@ struct Tracer::State {
     int start();
     void begin_anew(ObjectKind with);
     int add(bool with_functions, bool with_emitter);
-    BpfObject open() const;
+    BpfObject open(const KernelTypes& types_now) const;
     void find_symbols(const BpfObject& object);
     std::uint64_t address_of(const bpf_program* program) const; // kprobes; else 0
-    bool is_there(std::string_view function) const;
-    bool choose_functions(const BpfObject& object) const;
-    void set_constants(const BpfObject& object, std::uint32_t instance);
+    bool is_there(std::string_view function, const KernelTypes& types_now) const;
+    bool choose_functions(const BpfObject& object, const KernelTypes& types_now) const;
+    void set_constants(const BpfObject& object, const KernelTypes& types_now, std::uint32_t instance);
     void set_seen_constants(const BpfObject& object) const;
-    void choose_seen(const BpfObject& object, bool any) const;
-    std::uint32_t reason_told_elsewhere() const;
+    void choose_seen(const BpfObject& object, const KernelTypes& types_now, bool any) const;
+    std::uint32_t reason_told_elsewhere(const KernelTypes& types_now) const;
     void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
     void keep_counts(const BpfObject& object);
     int fill_filter(const BpfObject& object) const;
     int fill_hook_callers(const BpfObject& object) const;
-    void trace_late(const std::string& function, std::string_view programs);
-    int add_late(const std::string& function, std::string_view programs);
-    int copy_template(const BpfObject& object, const std::string& function);
+    void trace_late(const std::string& function, std::string_view programs, const KernelTypes& types_now);
+    int add_late(const std::string& function, std::string_view programs, const KernelTypes& types_now);
+    int copy_template(const BpfObject& object, const std::string& function, const KernelTypes& types_now);
     bool traces_matches() const;
     void watch_queue_handler() const;
 };
@@ -336,15 +228,15 @@ std::uint64_t Tracer::State::address_of(const bpf_program* program) const {
 }
 
 // Whether this kernel has the function now, and it can be made sense of.
-bool Tracer::State::is_there(std::string_view function) const {
+bool Tracer::State::is_there(std::string_view function, const KernelTypes& types_now) const {
     if (on_kprobes() && (!symbols.contains(function) || (!nft_problem.empty() && function.starts_with("nf"))))
         return false;
-    return !modules_have_types() || types_for_loading->function(function).has_value();
+    return !modules_have_types() || types_now.function(function).has_value();
 }
 
 // Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
 // any is left.
-bool Tracer::State::choose_functions(const BpfObject& object) const {
+bool Tracer::State::choose_functions(const BpfObject& object, const KernelTypes& types_now) const {
     bool any = false;
     bpf_program* program;
     bpf_object__for_each_program (program, object.get()) {
@@ -352,19 +244,19 @@ bool Tracer::State::choose_functions(const BpfObject& object) const {
         if (function.empty())
             continue; // on_kfree_skb and its like: add() knows
         const bool needed = program != object.program("nft_do_chain_end") || !chain_frees();
-        const bool load = needed && !is_late_program(function) &&
-                          (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
-                          (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
-                          !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
+        const bool load =
+            needed && !is_late_program(function) && (!is_queue_program(function) || rules_may_queue(types_now)) &&
+            (!is_bridge_target(function) || types_now.function("ebt_do_table")) &&
+            !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function, types_now);
         bpf_program__set_autoload(program, load);
         any |= load;
     }
     return any;
 }
 
-// Another copy of the object, to be fitted to `types_for_loading`.
-BpfObject Tracer::State::open() const {
-    const auto path = types_for_loading->path();
+// Another copy of the object, to be fitted to these types.
+BpfObject Tracer::State::open(const KernelTypes& types_now) const {
+    const auto path = types_now.path();
     return BpfObject::open(kind, path ? path->c_str() : nullptr);
 }
 
@@ -482,8 +374,8 @@ void Tracer::State::watch_queue_handler() const {
 }
 
 // Of an object that has been loaded for another function: to load it again for each one would take long.
-int Tracer::State::copy_template(const BpfObject& object, const std::string& function) {
-    const auto id = types_for_loading->function(function);
+int Tracer::State::copy_template(const BpfObject& object, const std::string& function, const KernelTypes& types_now) {
+    const auto id = types_now.function(function);
     if (!id)
         return -ESRCH;
     bpf_program* original;
@@ -505,24 +397,23 @@ int Tracer::State::copy_template(const BpfObject& object, const std::string& fun
     return 0;
 }
 
-// Attaches to one function the programs that are written for `programs`: that function, or a template. Its types are in
-// `types_for_loading`. Returns 0 or a negative error.
-int Tracer::State::add_late(const std::string& function, std::string_view programs) {
+// Attaches to one function the programs that are written for `programs`: that function, or a template. Returns 0 or a
+// negative error.
+int Tracer::State::add_late(const std::string& function, std::string_view programs, const KernelTypes& types_now) {
     auto known = late_objects.find(programs);
     if (known != late_objects.end() && !on_kprobes())
-        return copy_template(known->second, function);
+        return copy_template(known->second, function, types_now);
     if (known == late_objects.end()) {
-        BpfObject object = open();
+        BpfObject object = open(types_now);
         if (!object)
             return -errno;
         bpf_program* program;
         bpf_object__for_each_program (program, object.get())
             bpf_program__set_autoload(program, function_of(program) == programs);
         set_sizes(object);
-        function_for_loading = function;
         if (const int error = share_maps(object))
             return error;
-        if (const int error = object.load())
+        if (const int error = load_programs(object, types_now, function))
             return error;
         known = late_objects.emplace(programs, std::move(object)).first;
     }
@@ -542,8 +433,8 @@ int Tracer::State::add_late(const std::string& function, std::string_view progra
     return 0;
 }
 
-void Tracer::State::trace_late(const std::string& function, std::string_view programs) {
-    const int error = is_there(function) ? add_late(function, programs) : -ESRCH;
+void Tracer::State::trace_late(const std::string& function, std::string_view programs, const KernelTypes& types_now) {
+    const int error = is_there(function, types_now) ? add_late(function, programs, types_now) : -ESRCH;
     if (error)
         spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
 }
@@ -606,8 +497,8 @@ void Tracer::State::set_seen_constants(const BpfObject& object) const {
 }
 
 // Of the programs that see every packet, those that cost least where they can be loaded.
-void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
-    const bool by_call = !types_for_loading->function(rdonly_cast);
+void Tracer::State::choose_seen(const BpfObject& object, const KernelTypes& types_now, bool any) const {
+    const bool by_call = !types_now.function(rdonly_cast);
     const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
         return range.family == IpFamily::ipv4;
     });
@@ -618,14 +509,14 @@ void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
 }
 
 // The reason that stands for all that a queue refuses, where the kernel tells the queue's own at a trace point; else 0.
-std::uint32_t Tracer::State::reason_told_elsewhere() const {
-    const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_for_loading->function("btf_trace_qdisc_drop");
+std::uint32_t Tracer::State::reason_told_elsewhere(const KernelTypes& types_now) const {
+    const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_now.function("btf_trace_qdisc_drop");
     const auto told =
         std::ranges::find_if(names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
     return can_be_had && told != names.reasons.end() ? told->first : 0;
 }
 
-void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
+void Tracer::State::set_constants(const BpfObject& object, const KernelTypes& types_now, std::uint32_t instance) {
     object.set_constant("instance", instance);
     object.set_constant("match_all", filter.all);
     object.set_constant("match_to", filter.to);
@@ -644,7 +535,7 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("pool_chunks", pool_chunks(cpus));
     object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (modules_have_types())
-        object.set_constant("queue_refused", reason_told_elsewhere());
+        object.set_constant("queue_refused", reason_told_elsewhere(types_now));
     if (!on_kprobes())
         return;
     const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
@@ -671,15 +562,15 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     std::optional<KernelTypes> read_now;
     if (!types) // read at the start; later anew, since modules have come
         read_now.emplace(shared().functions(), shared().types());
-    types_for_loading = types ? types.get() : &*read_now;
-    BpfObject object = open();
+    const KernelTypes& types_now = types ? *types : *read_now;
+    BpfObject object = open(types_now);
     if (!object)
         return -errno;
     if (on_kprobes())
         find_symbols(object);
     bool any = false;
     if (with_functions) {
-        any = choose_functions(object);
+        any = choose_functions(object, types_now);
     } else {
         bpf_program* program;
         bpf_object__for_each_program (program, object.get())
@@ -688,9 +579,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (!any && !with_emitter)
         return 0;
     const auto instance = static_cast<std::uint32_t>(objects.size());
-    set_constants(object, instance);
+    set_constants(object, types_now, instance);
     const bool adds_seen = filter.seen && objects.empty();
-    choose_seen(object, adds_seen);
+    choose_seen(object, types_now, adds_seen);
     if (adds_seen)
         set_seen_constants(object);
     set_sizes(object);
@@ -722,14 +613,14 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
-    object.set_autoload("on_qdisc_drop", objects.empty() && reason_told_elsewhere());
+    object.set_autoload("on_qdisc_drop", objects.empty() && reason_told_elsewhere(types_now));
     const bool is_first = objects.empty() && with_functions;
     const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not on 5.10
     object.set_autoload("find_per_cpu_memory", is_first);
 
     if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
         return error;
-    if (const int error = object.load())
+    if (const int error = load_programs(object, types_now))
         return error;
     if (objects.empty()) {
         if (const int error = fill_filter(object); error || fill_hook_callers(object))
@@ -861,16 +752,11 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
-    types.insert(std::begin(header_types), std::end(header_types));
     if (state->kernel < KernelVersion{5, 17}) // may be one without types of modules: see below
         if (const BpfObject old = BpfObject::open(ObjectKind::linux_5_10, nullptr))
             types.merge(old.types());
     auto functions = fentry.functions();
-    for (const auto& placeholder : placeholders) {
-        functions.insert(placeholder.name);
-        if (*placeholder.else_name)
-            functions.insert(placeholder.else_name);
-    }
+    add_placeholders(functions, types);
     functions.insert(function_for_tests);
     state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
@@ -978,12 +864,11 @@ void Tracer::trace_suspects(const decode::Suspects& suspects) {
         state_->find_symbols(state_->shared());
     if (state_->modules_have_types())
         types.emplace(names, state_->shared().types(), modules);
-    types_for_loading = types ? &*types : state_->types.get();
+    const KernelTypes& types_now = types ? *types : *state_->types;
     for (const std::string& name : names) {
         const std::string_view any = suspects.kind == Kind::legacy_matches ? match_template : hook_function_template;
-        state_->trace_late(name, is_late_program(name) ? std::string_view(name) : any);
+        state_->trace_late(name, is_late_program(name) ? std::string_view(name) : any, types_now);
     }
-    types_for_loading = nullptr;
     if (suspects.kind == Kind::nft_matches && state_->traces_matches()) {
         // A packet that was past such a match when it began to be traced must not be taken for one that met none.
         syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); // the kernel's synchronize_rcu()
