@@ -13,7 +13,6 @@
 #include <set>
 #include <utility>
 
-#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
@@ -170,14 +169,10 @@ struct Tracer::State {
     bool is_there(std::string_view function, const KernelTypes& types_now) const;
     bool choose_functions(const BpfObject& object, const KernelTypes& types_now) const;
     void set_constants(const BpfObject& object, const KernelTypes& types_now, std::uint32_t instance);
-    void set_seen_constants(const BpfObject& object) const;
-    void choose_seen(const BpfObject& object, const KernelTypes& types_now, bool any) const;
     std::uint32_t reason_told_elsewhere(const KernelTypes& types_now) const;
-    void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
     void set_sizes(const BpfObject& object) const;
     int share_maps(const BpfObject& object) const;
     void keep_counts(const BpfObject& object);
-    int fill_filter(const BpfObject& object) const;
     int fill_hook_callers(const BpfObject& object) const;
     void trace_late(const std::string& function, std::string_view programs, const KernelTypes& types_now);
     int add_late(const std::string& function, std::string_view programs, const KernelTypes& types_now);
@@ -298,44 +293,6 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.stood_in, "stood_in");
 }
 
-int fill_ranges(const std::vector<Cidr>& ranges, int map4, int map6) {
-    for (const Cidr& range : ranges) {
-        struct {
-            std::uint32_t prefix;
-            std::uint8_t address[16];
-        } key{};
-        const bool v4 = range.family == IpFamily::ipv4;
-        const std::uint8_t present = 1;
-        key.prefix = range.prefix;
-        std::memcpy(key.address, range.network.data(), v4 ? 4 : 16);
-        if (const int error = bpf_map_update_elem(v4 ? map4 : map6, &key, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-template <typename T>
-int fill_choices(int map, tsdt_choice what, const std::vector<T>& values) {
-    for (const T value : values) {
-        const tsdt_choice_key key{what, value};
-        const std::uint8_t present = 1;
-        if (const int error = bpf_map_update_elem(map, &key, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-int fill_devices(int map, const std::vector<std::string>& devices) {
-    for (const std::string& device : devices) {
-        char name[TSDT_IFNAME_LEN] = "";
-        const std::uint8_t present = 1;
-        device.copy(name, sizeof(name) - 1);
-        if (const int error = bpf_map_update_elem(map, name, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
 int Tracer::State::fill_hook_callers(const BpfObject& object) const {
     const int map = object.fd("hook_callers");
     if (map < 0)
@@ -347,19 +304,6 @@ int Tracer::State::fill_hook_callers(const BpfObject& object) const {
         if (const int error = bpf_map_update_elem(map, key, &hook, BPF_ANY))
             return error;
     }
-    return 0;
-}
-
-int Tracer::State::fill_filter(const BpfObject& object) const {
-    const int choices = object.fd("choices");
-    for (const int error :
-         {fill_ranges(filter.ranges, object.fd("ranges4"), object.fd("ranges6")),
-          fill_ranges(filter.locals, object.fd("locals4"), object.fd("locals6")),
-          fill_choices(choices, TSDT_CHOICE_PROTO, filter.protos),
-          fill_choices(choices, TSDT_CHOICE_PORT, filter.ports), fill_choices(choices, TSDT_CHOICE_REASON, reasons),
-          fill_choices(choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(object.fd("devices"), filter.devices)})
-        if (error)
-            return error;
     return 0;
 }
 
@@ -477,37 +421,6 @@ void Tracer::State::set_sizes(const BpfObject& object) const {
     object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
 }
 
-// By the first 16 bits of an address, as they lie in memory: whether a range may hold it.
-void Tracer::State::set_first_bits(const BpfObject& object, const char* name, IpFamily family) const {
-    std::vector<std::uint8_t> bits(1 << 16, filter.all);
-    for (const Cidr& range : filter.ranges) {
-        if (range.family != family)
-            continue;
-        const unsigned base = static_cast<unsigned>(range.network[0] << 8 | range.network[1]);
-        const unsigned count = range.prefix >= 16 ? 1 : 1u << (16 - range.prefix);
-        for (unsigned value = base; value < base + count; ++value)
-            bits[htons(static_cast<std::uint16_t>(value))] = 1;
-    }
-    object.set_constant(name, bits.data(), bits.size());
-}
-
-void Tracer::State::set_seen_constants(const BpfObject& object) const {
-    set_first_bits(object, "first_bits4", IpFamily::ipv4);
-    set_first_bits(object, "first_bits6", IpFamily::ipv6);
-}
-
-// Of the programs that see every packet, those that cost least where they can be loaded.
-void Tracer::State::choose_seen(const BpfObject& object, const KernelTypes& types_now, bool any) const {
-    const bool by_call = !types_now.function(rdonly_cast);
-    const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
-        return range.family == IpFamily::ipv4;
-    });
-    const std::string_view chosen = by_call ? "by_call" : ipv4 ? "ipv4" : "any";
-    for (const std::string_view kind : {"by_call", "any", "ipv4"})
-        for (const std::string_view way : {"sent", "received"})
-            object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
-}
-
 // The reason that stands for all that a queue refuses, where the kernel tells the queue's own at a trace point; else 0.
 std::uint32_t Tracer::State::reason_told_elsewhere(const KernelTypes& types_now) const {
     const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_now.function("btf_trace_qdisc_drop");
@@ -518,16 +431,7 @@ std::uint32_t Tracer::State::reason_told_elsewhere(const KernelTypes& types_now)
 
 void Tracer::State::set_constants(const BpfObject& object, const KernelTypes& types_now, std::uint32_t instance) {
     object.set_constant("instance", instance);
-    object.set_constant("match_all", filter.all);
-    object.set_constant("match_to", filter.to);
-    object.set_constant("match_from", filter.from);
-    object.set_constant("by_local", !filter.locals.empty());
-    object.set_constant("by_proto", !filter.protos.empty());
-    object.set_constant("by_port", !filter.ports.empty());
-    object.set_constant("by_reason", !filter.reasons.empty());
-    object.set_constant("by_netns", !filter.netns.empty());
-    object.set_constant("by_device", !filter.devices.empty());
-    object.set_constant("rules_only", filter.rules_only);
+    set_filter_constants(object, filter);
     object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
@@ -581,9 +485,9 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const auto instance = static_cast<std::uint32_t>(objects.size());
     set_constants(object, types_now, instance);
     const bool adds_seen = filter.seen && objects.empty();
-    choose_seen(object, types_now, adds_seen);
+    choose_seen(object, filter, types_now, adds_seen);
     if (adds_seen)
-        set_seen_constants(object);
+        set_seen_constants(object, filter);
     set_sizes(object);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
     constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
@@ -623,7 +527,7 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (const int error = load_programs(object, types_now))
         return error;
     if (objects.empty()) {
-        if (const int error = fill_filter(object); error || fill_hook_callers(object))
+        if (const int error = fill_filter(object, filter, reasons); error || fill_hook_callers(object))
             return error ? error : -errno;
         keep_counts(object);
     }
