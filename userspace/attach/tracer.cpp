@@ -26,6 +26,7 @@
 #include "attach/bpf_permission.h"
 #include "attach/hook_callers.h"
 #include "attach/kernel_types.h"
+#include "attach/locations.h"
 #include "attach/lost_changes.h"
 #include "attach/program_kinds.h"
 #include "attach/program_loading.h"
@@ -113,15 +114,8 @@ struct Tracer::State {
 
     std::map<std::string, Symbol, std::less<>> symbols; // kprobes: of the functions, as of the last look
     std::map<std::string, std::uint64_t> loads;         // kprobes: of the modules, then
-    // 5.10: what was at an address, from when to when (CLOCK_MONOTONIC). A module that is loaded again may lie
-    // elsewhere.
-    struct Location {
-        std::uint64_t from_ns, until_ns;
-        std::string text;
-    };
-    mutable std::map<std::uint64_t, std::vector<Location>> locations;
     std::uint64_t loaded_ns(std::string_view module) const;
-    std::string locate(std::uint64_t address, std::uint64_t died_ns) const;
+    Locations locations{[this](std::string_view module) { return loaded_ns(module); }}; // 5.10
     bool nf_tables_at_start = false;
     std::string nft_problem; // 5.11 to 5.16: why nf_tables cannot be traced
 
@@ -835,40 +829,6 @@ std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
     return loaded;
 }
 
-// What was at that address when a packet died; nothing where that is not known any more.
-std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) const {
-    constexpr std::size_t max_addresses = 4096, max_times = 16; // what is forgotten is looked up again
-    if (locations.size() >= max_addresses && !locations.contains(address))
-        locations.clear();
-    std::vector<Location>& known = locations[address];
-    const auto then = [&] {
-        return std::ranges::find_if(known, [&](const Location& location) {
-            return location.from_ns <= died_ns && died_ns <= location.until_ns;
-        });
-    };
-    if (const auto found = then(); found != known.end())
-        return found->text;
-    const std::chrono::nanoseconds since_boot = std::chrono::steady_clock::now().time_since_epoch();
-    const auto now = static_cast<std::uint64_t>(since_boot.count());
-    if (!known.empty() && !known.back().text.empty()) {
-        Location& last = known.back();
-        const std::string_view module = module_of(last.text);
-        if (module.empty() || (loaded_ns(module) == last.from_ns && lies_in_module(address, module)))
-            last.until_ns = now; // it still is
-        if (const auto found = then(); found != known.end())
-            return found->text;
-    }
-    if (known.size() >= max_times)
-        known.erase(known.begin());
-    std::string text = describe_address(address);
-    const std::uint64_t since = loaded_ns(module_of(text));
-    if (text.empty() || since > died_ns)
-        known.push_back({died_ns, died_ns, ""});
-    else
-        known.push_back({since, now, std::move(text)});
-    return known.back().text;
-}
-
 Capabilities Tracer::capabilities() const {
     const std::string_view limits = state_->kind == ObjectKind::fentry   ? ""
                                     : state_->kind == ObjectKind::kprobe ? limits_of_kprobes
@@ -914,7 +874,7 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
     const auto print = [&](std::uint64_t address, auto& text) {
         if (!address || text[0] || state_->modules_have_types())
             return;
-        state_->locate(address, cause.first_ns).copy(text, sizeof(text) - 1);
+        state_->locations.locate(address, cause.first_ns).copy(text, sizeof(text) - 1);
     };
     print(cause.key.location, cause.location);
     if (cause.key.source == TSDT_SOURCE_NETFILTER)
