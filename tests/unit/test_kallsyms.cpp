@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "catch.h"
 
-#include <cstdio>
-#include <fstream>
-#include <unistd.h>
-
+#include "file.h"
 #include "util/kallsyms.h"
 
 using namespace tsdroptrace;
@@ -26,15 +23,6 @@ constexpr const char* listing = "0000000000000000 A fixed_percpu_data\n"
                                 "ffffffffc0b03000 d nft_imm_ops\t[nf_tables]\n"
                                 "ffffffffc0c02000 t twice\t[other]\n"
                                 "no line of this file\n";
-
-struct File {
-    std::string path;
-    explicit File(const char* text, const char* name = "kallsyms")
-        : path(std::string("/tmp/") + name + "." + std::to_string(getpid())) {
-        std::ofstream(path) << text;
-    }
-    ~File() { std::remove(path.c_str()); }
-};
 
 } // namespace
 

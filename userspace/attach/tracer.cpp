@@ -2,39 +2,24 @@
 #include "attach/tracer.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <limits>
-#include <numeric>
-#include <set>
-#include <system_error>
 #include <utility>
 
-#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <linux/membarrier.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/utsname.h>
-#include <unistd.h>
 
-#include "attach/attachment.h"
-#include "attach/bpf_object.h"
-#include "attach/hook_callers.h"
-#include "attach/kernel_types.h"
-#include "attach/lost_changes.h"
+#include "attach/bpf_permission.h"
+#include "attach/object_maps.h"
+#include "attach/program_loading.h"
 #include "attach/reason_names.h"
-#include "kprobe_limits.h"
-#include "util/fd.h"
-#include "util/kallsyms.h"
+#include "attach/tracer_state.h"
 #include "util/netns.h"
 
 namespace tsdroptrace::attach {
@@ -56,733 +41,30 @@ int to_log(libbpf_print_level level, const char* format, va_list arguments) {
     return length;
 }
 
-bool readable(const std::string& path) {
-    return access(path.c_str(), R_OK) == 0;
-}
-
-bool module_is_loaded(const char* module) {
-    return readable(std::string("/sys/module/") + module);
-}
-
-struct KernelVersion {
-    unsigned major = 0, minor = 0;
-    auto operator<=>(const KernelVersion&) const = default;
-};
-
-KernelVersion running_kernel() {
-    utsname name{};
-    KernelVersion version;
-    if (uname(&name) == 0)
-        (void)std::sscanf(name.release, "%u.%u", &version.major, &version.minor);
-    return version;
-}
-
-std::optional<std::uint64_t> effective_capabilities() {
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);) {
-        if (line.starts_with("CapEff:"))
-            return std::strtoull(line.c_str() + 7, nullptr, 16);
-    }
-    return std::nullopt;
-}
-
-// The contents of /sys/kernel/security/lockdown with the active mode in brackets; "" where there is none.
-std::string lockdown_mode() {
-    std::ifstream file("/sys/kernel/security/lockdown");
-    std::string line;
-    std::getline(file, line);
-    const auto open = line.find('['), close = line.find(']');
-    if (open == std::string::npos || close == std::string::npos || close < open)
-        return "";
-    return line.substr(open + 1, close - open - 1);
-}
-
-// The least of programs.
-constexpr bpf_insn return_zero[] = {
-    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0},
-    {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
-
-// The SELinux context of this process, where its policy is enforced; "" elsewhere.
-std::string enforced_context() {
-    char enforces = '0';
-    if (!std::ifstream("/sys/fs/selinux/enforce").get(enforces) || enforces != '1')
-        return "";
-    std::ifstream file("/proc/self/attr/current");
-    std::string context;
-    std::getline(file, context);
-    return context.c_str(); // what comes after a zero is no part of it
-}
-
-// Whether even the least of maps and programs is refused. The verifier gives the same error for a program that it does
-// not take, and has nothing to say against this one.
-bool refuses_all_bpf() {
-    const Fd map(
-        bpf_map_create(BPF_MAP_TYPE_ARRAY, "try_map", sizeof(std::uint32_t), sizeof(std::uint32_t), 1, nullptr));
-    if (!map)
-        return errno == EPERM || errno == EACCES;
-    const Fd program(
-        bpf_prog_load(BPF_PROG_TYPE_TRACEPOINT, "try_program", "GPL", return_zero, std::size(return_zero), nullptr));
-    return !program && (errno == EPERM || errno == EACCES);
-}
-
-Error explain_load_failure(int error) {
-    constexpr std::uint64_t cap_sys_admin = 1ULL << 21, cap_perfmon = 1ULL << 38, cap_bpf = 1ULL << 39;
-    const std::uint64_t capabilities = effective_capabilities().value_or(0);
-    const bool privileged =
-        (capabilities & cap_sys_admin) || ((capabilities & cap_bpf) && (capabilities & cap_perfmon));
-    const bool denied = error == EPERM || error == EACCES;
-
-    if (denied && !privileged)
-        return {ErrorKind::unsupported,
-                "not allowed to load BPF programs: needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; "
-                "run it with sudo"};
-    const std::string context = denied ? enforced_context() : "";
-    if (!context.empty() && refuses_all_bpf())
-        return {
-            ErrorKind::unsupported,
-            fmt::format("not allowed to use BPF, although it has the capabilities for it: SELinux is enforcing, and "
-                        "this process has the context {}. `ausearch -m avc -c tsdroptrace` shows whether that is why "
-                        "(without auditd: journalctl -k --grep=avc:); run it from another context",
-                        context)};
-    if (lockdown_mode() == "confidentiality") // EPERM, or EINVAL: the kernel then says that it has no such function
-        return {ErrorKind::unsupported, "this kernel is locked down (confidentiality): BPF may not read kernel memory; "
-                                        "boot with lockdown=integrity or without lockdown"};
-    return {ErrorKind::unsupported,
-            fmt::format("cannot load the BPF program for the tracepoint kfree_skb: {} (error {}); needs a kernel "
-                        "from 5.10 with BPF and BTF; --verbose shows the kernel's own words",
-                        std::strerror(error), error)};
-}
-
-constexpr std::size_t candidate_bytes = 32, chunk_candidates = 32;
-
-// How many chunks of candidate rules each CPU gets, for IPv4 and again for IPv6: 4 MB in all, 8192 rules at most.
-std::uint32_t pool_chunks(int cpus) {
-    constexpr std::size_t budget = 4 << 20, chunk = candidate_bytes * chunk_candidates;
-    return static_cast<std::uint32_t>(
-        std::clamp<std::size_t>(budget / (chunk * static_cast<std::size_t>(cpus)), 8, 256));
-}
-
-// Few have many rules for ARP, or for bridges.
-std::uint32_t pool_chunks_small(int cpus) {
-    return std::max(pool_chunks(cpus) / 8, 2u);
-}
-
-// Programs that are attached only when something has died that they can explain (bpf/hook_function.h, bpf/match.h). The
-// first two are templates, for functions of any name.
-constexpr std::string_view hook_function_template = "hook_function", match_template = "match_function";
-constexpr std::string_view nft_matches[] = {"nft_match_eval", "nft_match_large_eval"};
-
-bool is_template(std::string_view function) {
-    return function == hook_function_template || function == match_template;
-}
-
-bool is_late_program(std::string_view function) {
-    return is_template(function) || function == "nf_hook_run_bpf" ||
-           std::ranges::find(nft_matches, function) != std::end(nft_matches);
-}
-
-// Programs on functions of the kernel itself that are of use only where a rule can hand packets to a queue: its module
-// is there then.
-bool is_queue_program(std::string_view function) {
-    return function == "nf_queue" || function == "nf_register_queue_handler" || function == "nf_reinject";
-}
-
-// Targets of ebtables that may drop: enum bridge_target of bpf/ebt_table.h, in its order. (ebtables-nft has them too,
-// but there they need no program of their own.)
-constexpr std::string_view bridge_targets[] = {"ebt_arpreply_tg", "ebt_dnat_tg", "ebt_snat_tg", "ebt_redirect_tg",
-                                               "ebt_mark_tg"};
-
-bool is_bridge_target(std::string_view function) {
-    return std::ranges::find(bridge_targets, function) != std::end(bridge_targets);
-}
-
-bool rules_may_queue(const KernelTypes& types) {
-    return types.function("nft_queue_eval") || types.function("nfqueue_tg_v3");
-}
-
-// What bpf/seen.h needs to read a header with one load.
-constexpr const char* header_types[] = {"iphdr", "ipv6hdr"};
-
-// How many functions may be traced so in one run.
-constexpr std::size_t max_late_functions = 48;
-
-// The types that functions are looked up in while an object is being loaded, and the function that a template is for
-// then.
-thread_local const KernelTypes* types_for_loading = nullptr;
-thread_local std::string_view function_for_loading;
-
-// By enum tsdt_placeholder, from TSDT_RDONLY_CAST.
-constexpr const char* rdonly_cast = "bpf_rdonly_cast";
-constexpr struct {
-    const char* name;           // in the kernel's BTF
-    std::uint8_t src_reg;       // what the number is, to the kernel
-    const char* else_name = ""; // where that is not there
-} placeholders[] = {{rdonly_cast, BPF_PSEUDO_KFUNC_CALL},
-                    {"iphdr", 0},
-                    {"ipv6hdr", 0},
-                    {"nf_skb_duplicated", BPF_PSEUDO_BTF_ID, "runqueues"}, // to 6.15
-                    {"nf_skb_duplicated", 0}};
-
-// The number of a type, a function or a variable of the kernel's own; 0: not there.
-std::uint32_t vmlinux_id(const char* name) {
-    const auto id = types_for_loading->function(name);
-    return id && id->btf_object == 0 ? id->type_id : types_for_loading->vmlinux_type(name);
-}
-
-// 0 in the place of what is not there.
-void fill_in(std::vector<bpf_insn>& instructions) {
-    for (bpf_insn& instruction : instructions) {
-        const auto index = static_cast<std::uint32_t>(instruction.imm) - TSDT_RDONLY_CAST;
-        if (index >= std::size(placeholders))
-            continue;
-        const auto& [name, src_reg, else_name] = placeholders[index];
-        std::uint32_t number = vmlinux_id(name);
-        if (!number)
-            number = vmlinux_id(else_name);
-        instruction.imm = static_cast<std::int32_t>(number);
-        instruction.src_reg = number ? src_reg : 0;
-    }
-}
-
-// A function of the kernel's that is there for tests, and that nothing else calls.
-constexpr const char* function_for_tests = "bpf_fentry_test1";
-
-// Whether fentry can be attached here at all: 0, or an errno. Kernels without trampolines for BPF (arm64 before 6.4, for one)
-// load such programs, and then do not attach them. What was attached goes to `kept`, to stay for as long as the tracer
-// does: the kernel takes its time to take it away.
-int try_fentry(const KernelTypes& types, Fd& kept) {
-    const auto id = types.function(function_for_tests);
-    if (!id)
-        return 0; // other functions will tell
-    LIBBPF_OPTS(bpf_prog_load_opts, options);
-    options.expected_attach_type = BPF_TRACE_FENTRY;
-    options.attach_btf_id = id->type_id;
-    const Fd program(
-        bpf_prog_load(BPF_PROG_TYPE_TRACING, "try_fentry", "GPL", return_zero, std::size(return_zero), &options));
-    if (!program)
-        return errno;
-    kept = Fd(bpf_link_create(program.get(), 0, BPF_TRACE_FENTRY, nullptr));
-    return kept ? 0 : errno;
-}
-
-bool has_kprobes() {
-    return readable("/sys/bus/event_source/devices/kprobe/type");
-}
-
-// What libbpf does for programs of this kind, with what KernelTypes has found.
-int prepare(bpf_program* program, bpf_prog_load_opts* options, long) {
-    const bpf_insn* begin = bpf_program__insns(program);
-    std::vector<bpf_insn> instructions(begin, begin + bpf_program__insn_cnt(program));
-    fill_in(instructions);
-    if (const int error = bpf_program__set_insns(program, instructions.data(), instructions.size()))
-        return error;
-    if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
-        options->prog_flags |= BPF_F_SLEEPABLE; // there are no others
-        return 0;
-    }
-    std::string name = tracepoint_of(program);
-    if (name.empty())
-        name = is_template(function_of(program)) ? function_for_loading : function_of(program);
-    const auto id = types_for_loading->function(name);
-    if (!id)
-        return -ESRCH;
-    options->attach_btf_id = id->type_id;
-    options->attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    return bpf_program__set_type(program, BPF_PROG_TYPE_TRACING);
-}
-
-// libbpf reads the kernel's types once more for programs of this kind, and looks each function up in vmlinux again for
-// each module that is loaded: seconds on a machine with many. So these are of another kind until they are loaded.
-void register_lookup() {
-    static bool done = false;
-    if (std::exchange(done, true))
-        return;
-    LIBBPF_OPTS(libbpf_prog_handler_opts, handler);
-    handler.prog_prepare_load_fn = prepare;
-    libbpf_register_prog_handler("fentry/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FENTRY, &handler);
-    libbpf_register_prog_handler("fexit/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_FEXIT, &handler);
-    libbpf_register_prog_handler("tp_btf/", BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_TRACE_RAW_TP, &handler);
-    libbpf_register_prog_handler("syscall", BPF_PROG_TYPE_SYSCALL, {}, &handler);
-}
-
-// The modules that have types of their own, and so functions to attach to.
-std::set<std::string> modules_with_btf() {
-    std::set<std::string> modules;
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator("/sys/kernel/btf", ignored))
-        modules.insert(entry.path().filename());
-    return modules;
-}
-
-// The modules that are loaded, "[nf_tables]", with what tells one from the same that has been loaded again, perhaps to where
-// it was before: its directory is another one. (/sys/module is there for the ones that are built in, too.)
-std::map<std::string, std::uint64_t> modules_loaded() {
-    std::map<std::string, std::uint64_t> modules;
-    std::ifstream file("/proc/modules"); // "nf_tables 249856 0 - Live 0xffffffffc0a1b000"
-    for (std::string line; std::getline(file, line);) {
-        const std::string name = line.substr(0, line.find(' '));
-        struct stat directory{};
-        if (stat(("/sys/module/" + name).c_str(), &directory) == 0)
-            modules.emplace(fmt::format("[{}]", name), directory.st_ino);
-    }
-    return modules;
+std::string why(int error) {
+    constexpr int enotsupp = 524; // the kernel's own, which should not come here
+    return error == EPERM ? "not permitted" : error == enotsupp ? "not supported" : std::strerror(error);
 }
 
 } // namespace
 
-// The programs are loaded as one object. When a module appears later, its programs come with another copy of the
-// object, which shares the maps of the first.
-struct Tracer::State {
-    // What the programs count in variables, which all copies of the object share.
-    struct Counts {
-        std::array<std::uint32_t, TSDT_GENERATION_MAX>* generations = nullptr;
-        std::array<std::int32_t, TSDT_GENERATION_MAX>* changing = nullptr;
-        std::uint64_t* changes_told = nullptr;
-        std::array<std::uint64_t, TSDT_NETNS_CLASSES>* changes_untold = nullptr;
-        std::uint32_t *expressions_loaded = nullptr, *expressions_traced = nullptr;
-        std::uint32_t* matches_traced = nullptr;
-        std::uint32_t* module_loads_lost = nullptr;    // on 5.10 alone
-        std::uint32_t* queue_handler_absent = nullptr; // not on 5.10
-        std::uint64_t* unseen = nullptr;
-        std::uint32_t* bridge_targets_traced = nullptr;
-        std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: on 5.10
-    };
-
-    Filter filter;
-    std::vector<std::uint32_t> reasons; // of the filter
-    int cpus = 1;
-    KernelVersion kernel;
-
-    ObjectKind kind = ObjectKind::fentry;
-    std::vector<BpfObject> objects; // the first one owns the maps
-    Counts counts;
-    const bpf_program* emitter = nullptr; // the program on kfree_skb that is active
-    std::vector<Link> emitter_links;
-    std::map<std::string, Link, std::less<>> links; // by section: "fentry/nft_do_chain"
-    std::uint64_t missed_before = 0;                // by earlier emitters
-    bool without_functions = false;                 // none can be traced
-    std::string problem;                            // why functions cannot be traced, once that is known
-    std::set<std::string> modules;
-    std::unique_ptr<const KernelTypes> types; // while starting; on 5.10 always: no module brings types there
-    decode::KernelNames names;
-    std::optional<std::set<std::string>> reasons_of; // the modules that have been asked for names of reasons; none: few
-
-    std::map<std::string, Symbol, std::less<>> symbols;     // kprobes: of the functions, as of the last look
-    std::map<std::string, std::uint64_t> loads;             // kprobes: of the modules, then
-    // 5.10: what was at an address, from when to when (CLOCK_MONOTONIC). A module that is loaded again may lie elsewhere.
-    struct Location {
-        std::uint64_t from_ns, until_ns;
-        std::string text;
-    };
-    mutable std::map<std::uint64_t, std::vector<Location>> locations;
-    std::uint64_t loaded_ns(std::string_view module) const;
-    std::string locate(std::uint64_t address, std::uint64_t died_ns) const;
-    bool nf_tables_at_start = false;
-    std::string nft_problem; // 5.11 to 5.16: why nf_tables cannot be traced
-
-    std::set<std::string, std::less<>> late_functions;          // asked for so far, attached or not
-    std::map<std::string, BpfObject, std::less<>> late_objects; // their programs, by what those are written for
-    Fd fentry_link;                                             // of try_fentry()
-    std::vector<Fd> late_links;                                 // of copies of templates; the others are in `links`
-
-    struct RingDeleter {
-        void operator()(ring_buffer* ring) const { ring_buffer__free(ring); }
-    };
-    std::unique_ptr<ring_buffer, RingDeleter> ring, changes_ring;
-    const std::function<bool(std::span<const std::byte>)>* sink = nullptr;
-    const std::function<void(std::span<const std::byte>)>* changes_sink = nullptr;
-
-    bool traces(std::string_view function) const {
-        return std::ranges::any_of(function_sections, [&](std::string_view prefix) {
-            return links.contains(fmt::format("{}{}", prefix, function));
-        });
-    }
-    bool traces_functions() const {
-        return std::ranges::any_of(links, [](const auto& link) {
-            return std::ranges::any_of(function_sections,
-                                       [&](std::string_view prefix) { return link.first.starts_with(prefix); });
-        });
-    }
-    const BpfObject& shared() const { return objects.front(); }
-    // From 6.7 nft_do_chain frees what it drops itself: nothing is to be learnt at its end.
-    bool chain_frees() const { return kernel >= KernelVersion{6, 7}; }
-    bool on_kprobes() const { return kind != ObjectKind::fentry; }
-    bool modules_have_types() const { return kind != ObjectKind::linux_5_10; }
-    std::set<std::string> modules_now() const;
-    std::uint64_t missed() const; // how often the emitter could not be run
-    void forget_lost_changes();
-    void tell_bridge_targets() const;
-
-    std::array<LostChanges, TSDT_GENERATION_MAX> lost_changes;
-
-    int start();
-    void begin_anew(ObjectKind with);
-    int add(bool with_functions, bool with_emitter);
-    BpfObject open() const;
-    void find_symbols(const BpfObject& object);
-    std::uint64_t address_of(const bpf_program* program) const; // kprobes; else 0
-    bool is_there(std::string_view function) const;
-    bool choose_functions(const BpfObject& object) const;
-    void set_constants(const BpfObject& object, std::uint32_t instance);
-    void set_seen_constants(const BpfObject& object) const;
-    void choose_seen(const BpfObject& object, bool any) const;
-    std::uint32_t reason_told_elsewhere() const;
-    void set_first_bits(const BpfObject& object, const char* name, IpFamily family) const;
-    void set_sizes(const BpfObject& object) const;
-    int share_maps(const BpfObject& object) const;
-    void keep_counts(const BpfObject& object);
-    int fill_filter(const BpfObject& object) const;
-    int fill_hook_callers(const BpfObject& object) const;
-    void trace_late(const std::string& function, std::string_view programs);
-    int add_late(const std::string& function, std::string_view programs);
-    int copy_template(const BpfObject& object, const std::string& function);
-    bool traces_matches() const;
-    void watch_queue_handler() const;
-};
-
-// A module that has come back is another one to kprobes: they do not hold it.
-std::set<std::string> Tracer::State::modules_now() const {
-    std::set<std::string> modules;
-    if (modules_have_types())
-        modules.merge(modules_with_btf());
-    if (on_kprobes())
-        for (const auto& [module, load] : modules_loaded())
-            modules.insert(fmt::format("{} {}", module, load));
-    return modules;
-}
-
-// Where the functions are now. A probe on one that has gone, with its module, is of no use any more, also where it has come
-// back.
-void Tracer::State::find_symbols(const BpfObject& object) {
-    const auto functions = object.functions();
-    std::set<std::string, std::less<>> wanted{"nf_hook_slow", "nf_queue", "nf_reinject", "__per_cpu_offset"};
-    wanted.insert(functions.begin(), functions.end());
-    wanted.insert(late_functions.begin(), late_functions.end());
-    auto now = tsdroptrace::find_symbols(wanted);
-    auto loads_now = modules_loaded();
-    std::erase_if(links, [&](const auto& link) {
-        const std::string_view section = link.first;
-        const auto before = symbols.find(section.substr(section.find('/') + 1));
-        if (before == symbols.end()) // a tracepoint
-            return false;
-        const auto after = now.find(before->first);
-        const bool gone = after == now.end() || after->second.address != before->second.address ||
-                          loads[before->second.module] != loads_now[before->second.module];
-        if (const auto late = late_functions.find(before->first); gone && late != late_functions.end())
-            late_functions.erase(late); // to be asked for again
-        return gone;
-    });
-    symbols = std::move(now);
-    loads = std::move(loads_now);
-}
-
-std::uint64_t Tracer::State::address_of(const bpf_program* program) const {
-    const auto symbol = symbols.find(function_of(program));
-    return symbol == symbols.end() ? 0 : symbol->second.address;
-}
-
-// Whether this kernel has the function now, and it can be made sense of.
-bool Tracer::State::is_there(std::string_view function) const {
-    if (on_kprobes() && (!symbols.contains(function) || (!nft_problem.empty() && function.starts_with("nf"))))
-        return false;
-    return !modules_have_types() || types_for_loading->function(function).has_value();
-}
-
-// Turns off the programs of functions that this kernel does not have (now), or that are traced already. True when
-// any is left.
-bool Tracer::State::choose_functions(const BpfObject& object) const {
-    bool any = false;
-    bpf_program* program;
-    bpf_object__for_each_program (program, object.get()) {
-        const std::string_view function = function_of(program);
-        if (function.empty())
-            continue; // on_kfree_skb and its like: add() knows
-        const bool needed = program != object.program("nft_do_chain_end") || !chain_frees();
-        const bool load = needed && !is_late_program(function) &&
-                          (!is_queue_program(function) || rules_may_queue(*types_for_loading)) &&
-                          (!is_bridge_target(function) || types_for_loading->function("ebt_do_table")) &&
-                          !links.contains(std::string_view(bpf_program__section_name(program))) && is_there(function);
-        bpf_program__set_autoload(program, load);
-        any |= load;
-    }
-    return any;
-}
-
-// Another copy of the object, to be fitted to `types_for_loading`.
-BpfObject Tracer::State::open() const {
-    const auto path = types_for_loading->path();
+// Another copy of the object, to be fitted to these types.
+BpfObject Tracer::State::open(const KernelTypes& types_now) const {
+    const auto path = types_now.path();
     return BpfObject::open(kind, path ? path->c_str() : nullptr);
 }
 
-// Creates the map of an object's variables, which are all zero: libbpf would copy these megabytes of zeros into it.
-int create_variables(const BpfObject& object) {
-    bpf_map* variables = object.map(".bss");
-    LIBBPF_OPTS(bpf_map_create_opts, options);
-    options.map_flags = BPF_F_MMAPABLE;
-    const Fd map(bpf_map_create(BPF_MAP_TYPE_ARRAY, "tsdroptr.bss", sizeof(std::uint32_t),
-                                bpf_map__value_size(variables), 1, &options));
-    return map ? bpf_map__reuse_fd(variables, map.get()) : -errno; // which keeps a descriptor of its own
-}
-
-int Tracer::State::share_maps(const BpfObject& object) const {
-    const bpf_map *bss = object.map(".bss"), *emit_call = object.map("emit_call");
-    bpf_map* map;
-    bpf_object__for_each_map (map, object.get()) {
-        if ((bpf_map__is_internal(map) && map != bss) || map == emit_call)
-            continue; // constants, and the program that emits: each object has its own
-        if (const int error = bpf_map__reuse_fd(map, shared().fd(map == bss ? ".bss" : bpf_map__name(map))))
-            return error;
-    }
-    return 0;
-}
-
-void Tracer::State::keep_counts(const BpfObject& object) {
-    const auto keep = [&]<typename T>(T*& place, const char* name) { place = object.variable<T>(name); };
-    keep(counts.generations, "generations");
-    keep(counts.changing, "changing");
-    keep(counts.changes_told, "changes_told");
-    keep(counts.changes_untold, "changes_untold");
-    keep(counts.expressions_loaded, "expressions_loaded");
-    keep(counts.expressions_traced, "expressions_traced");
-    keep(counts.matches_traced, "matches_traced");
-    keep(counts.module_loads_lost, "module_loads_lost");
-    keep(counts.queue_handler_absent, "queue_handler_absent");
-    keep(counts.unseen, "unseen");
-    keep(counts.bridge_targets_traced, "bridge_targets_traced");
-    keep(counts.stood_in, "stood_in");
-}
-
-int fill_ranges(const std::vector<Cidr>& ranges, int map4, int map6) {
-    for (const Cidr& range : ranges) {
-        struct {
-            std::uint32_t prefix;
-            std::uint8_t address[16];
-        } key{};
-        const bool v4 = range.family == IpFamily::ipv4;
-        const std::uint8_t present = 1;
-        key.prefix = range.prefix;
-        std::memcpy(key.address, range.network.data(), v4 ? 4 : 16);
-        if (const int error = bpf_map_update_elem(v4 ? map4 : map6, &key, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-template <typename T>
-int fill_choices(int map, tsdt_choice what, const std::vector<T>& values) {
-    for (const T value : values) {
-        const tsdt_choice_key key{what, value};
-        const std::uint8_t present = 1;
-        if (const int error = bpf_map_update_elem(map, &key, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-int fill_devices(int map, const std::vector<std::string>& devices) {
-    for (const std::string& device : devices) {
-        char name[TSDT_IFNAME_LEN] = "";
-        const std::uint8_t present = 1;
-        device.copy(name, sizeof(name) - 1);
-        if (const int error = bpf_map_update_elem(map, name, &present, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-int Tracer::State::fill_hook_callers(const BpfObject& object) const {
-    const int map = object.fd("hook_callers");
-    if (map < 0)
-        return 0;
-    for (const HookCaller& caller : hook_callers) {
-        char key[24] = ""; // struct hook_caller
-        std::strncpy(key, caller.name, sizeof(key) - 1);
-        const std::uint32_t hook = static_cast<std::uint32_t>(caller.pf << 8 | caller.hook);
-        if (const int error = bpf_map_update_elem(map, key, &hook, BPF_ANY))
-            return error;
-    }
-    return 0;
-}
-
-int Tracer::State::fill_filter(const BpfObject& object) const {
-    const int choices = object.fd("choices");
-    for (const int error :
-         {fill_ranges(filter.ranges, object.fd("ranges4"), object.fd("ranges6")),
-          fill_ranges(filter.locals, object.fd("locals4"), object.fd("locals6")),
-          fill_choices(choices, TSDT_CHOICE_PROTO, filter.protos),
-          fill_choices(choices, TSDT_CHOICE_PORT, filter.ports), fill_choices(choices, TSDT_CHOICE_REASON, reasons),
-          fill_choices(choices, TSDT_CHOICE_NETNS, filter.netns), fill_devices(object.fd("devices"), filter.devices)})
-        if (error)
-            return error;
-    return 0;
-}
-
-// Set first, then looked: a module that comes in between takes it back itself.
-void Tracer::State::watch_queue_handler() const {
-    std::uint32_t* absent = counts.queue_handler_absent;
-    if (!absent || !traces("nf_register_queue_handler") || __atomic_load_n(absent, __ATOMIC_SEQ_CST))
-        return;
-    __atomic_store_n(absent, 1, __ATOMIC_SEQ_CST);
-    if (module_is_loaded("nfnetlink_queue") || traces("nfqnl_enqueue_packet")) // or built in
-        __atomic_store_n(absent, 0, __ATOMIC_SEQ_CST);
-}
-
-// Of an object that has been loaded for another function: to load it again for each one would take long.
-int Tracer::State::copy_template(const BpfObject& object, const std::string& function) {
-    const auto id = types_for_loading->function(function);
-    if (!id)
-        return -ESRCH;
-    bpf_program* original;
-    bpf_object__for_each_program (original, object.get())
-        if (bpf_program__autoload(original))
-            break;
-    LIBBPF_OPTS(bpf_prog_load_opts, options);
-    options.expected_attach_type = BPF_TRACE_FEXIT;
-    options.attach_btf_id = id->type_id;
-    options.attach_btf_obj_fd = static_cast<__u32>(id->btf_object);
-    const Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, bpf_program__name(original), "GPL",
-                                   bpf_program__insns(original), bpf_program__insn_cnt(original), &options));
-    if (!program)
-        return -errno;
-    Fd link(bpf_link_create(program.get(), 0, BPF_TRACE_FEXIT, nullptr));
-    if (!link)
-        return -errno;
-    late_links.push_back(std::move(link));
-    return 0;
-}
-
-// Attaches to one function the programs that are written for `programs`: that function, or a template. Its types are in
-// `types_for_loading`. Returns 0 or a negative error.
-int Tracer::State::add_late(const std::string& function, std::string_view programs) {
-    auto known = late_objects.find(programs);
-    if (known != late_objects.end() && !on_kprobes())
-        return copy_template(known->second, function);
-    if (known == late_objects.end()) {
-        BpfObject object = open();
-        if (!object)
-            return -errno;
-        bpf_program* program;
-        bpf_object__for_each_program (program, object.get())
-            bpf_program__set_autoload(program, function_of(program) == programs);
-        set_sizes(object);
-        function_for_loading = function;
-        if (const int error = share_maps(object))
-            return error;
-        if (const int error = object.load())
-            return error;
-        known = late_objects.emplace(programs, std::move(object)).first;
-    }
-    std::vector<Attachment> attachments;
-    bpf_program* program;
-    bpf_object__for_each_program (program, known->second.get())
-        if (bpf_program__autoload(program))
-            attachments.push_back({.program = program, .address = on_kprobes() ? symbols[function].address : 0});
-    attach_all(attachments);
-    for (const Attachment& attachment : attachments)
-        if (!attachment.link)
-            return -attachment.error;
-    for (Attachment& attachment : attachments) {
-        const std::string_view section = bpf_program__section_name(attachment.program);
-        links[fmt::format("{}/{}", section.substr(0, section.find('/')), function)] = std::move(attachment.link);
-    }
-    return 0;
-}
-
-void Tracer::State::trace_late(const std::string& function, std::string_view programs) {
-    const int error = is_there(function) ? add_late(function, programs) : -ESRCH;
-    if (error)
-        spdlog::debug("the function {} cannot be traced: {}", function, std::strerror(-error));
-}
-
-// Whether nothing can drop as a match of iptables-nft without being seen.
-bool Tracer::State::traces_matches() const {
-    return std::ranges::all_of(nft_matches, [&](std::string_view function) { return traces(function); });
-}
-
-// The kernel does not run a program on top of itself on one CPU, but counts these.
-std::uint64_t Tracer::State::missed() const {
-    bpf_prog_info info{};
-    std::uint32_t size = sizeof(info);
-    if (bpf_obj_get_info_by_fd(bpf_program__fd(emitter), &info, &size))
-        return 0;
-    return info.recursion_misses;
-}
-
-void Tracer::State::tell_bridge_targets() const {
-    std::uint32_t traced = 0;
-    for (std::size_t i = 0; i < std::size(bridge_targets); ++i)
-        traced |= traces(bridge_targets[i]) ? 1u << i : 0;
-    __atomic_store_n(counts.bridge_targets_traced, traced, __ATOMIC_RELEASE);
-}
-
-void Tracer::State::forget_lost_changes() {
-    for (std::size_t which = 0; which < lost_changes.size(); ++which) {
-        const std::uint32_t generation = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
-        auto& changing = (*counts.changing)[which];
-        auto under_way = __atomic_load_n(&changing, __ATOMIC_ACQUIRE);
-        if (lost_changes[which].are_there(generation, under_way, std::chrono::steady_clock::now()) &&
-            __atomic_compare_exchange_n(&changing, &under_way, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            spdlog::debug("the end of {} changes of a ruleset was missed", under_way);
-    }
-}
-
-void Tracer::State::set_sizes(const BpfObject& object) const {
-    object.set_max_entries("pool", 2 * (pool_chunks(cpus) + pool_chunks_small(cpus)));
-    object.set_max_entries("verdicts", 1024 + 256 * static_cast<std::uint32_t>(cpus));
-    object.set_max_entries("calls", 1024 + 256 * static_cast<std::uint32_t>(cpus));
-}
-
-// By the first 16 bits of an address, as they lie in memory: whether a range may hold it.
-void Tracer::State::set_first_bits(const BpfObject& object, const char* name, IpFamily family) const {
-    std::vector<std::uint8_t> bits(1 << 16, filter.all);
-    for (const Cidr& range : filter.ranges) {
-        if (range.family != family)
-            continue;
-        const unsigned base = static_cast<unsigned>(range.network[0] << 8 | range.network[1]);
-        const unsigned count = range.prefix >= 16 ? 1 : 1u << (16 - range.prefix);
-        for (unsigned value = base; value < base + count; ++value)
-            bits[htons(static_cast<std::uint16_t>(value))] = 1;
-    }
-    object.set_constant(name, bits.data(), bits.size());
-}
-
-void Tracer::State::set_seen_constants(const BpfObject& object) const {
-    set_first_bits(object, "first_bits4", IpFamily::ipv4);
-    set_first_bits(object, "first_bits6", IpFamily::ipv6);
-}
-
-// Of the programs that see every packet, those that cost least where they can be loaded.
-void Tracer::State::choose_seen(const BpfObject& object, bool any) const {
-    const bool by_call = !types_for_loading->function(rdonly_cast);
-    const bool ipv4 = !filter.all && std::ranges::all_of(filter.ranges, [](const Cidr& range) {
-        return range.family == IpFamily::ipv4;
-    });
-    const std::string_view chosen = by_call ? "by_call" : ipv4 ? "ipv4" : "any";
-    for (const std::string_view kind : {"by_call", "any", "ipv4"})
-        for (const std::string_view way : {"sent", "received"})
-            object.set_autoload(fmt::format("{}_{}", way, kind).c_str(), any && kind == chosen);
-}
-
 // The reason that stands for all that a queue refuses, where the kernel tells the queue's own at a trace point; else 0.
-std::uint32_t Tracer::State::reason_told_elsewhere() const {
-    const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_for_loading->function("btf_trace_qdisc_drop");
-    const auto told = std::ranges::find_if(
-        names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
+std::uint32_t Tracer::State::reason_told_elsewhere(const KernelTypes& types_now) const {
+    const bool can_be_had = cpus <= TSDT_MAX_CPUS && types_now.function("btf_trace_qdisc_drop");
+    const auto told =
+        std::ranges::find_if(names.reasons, [](const auto& reason) { return reason.second == decode::queue_refused; });
     return can_be_had && told != names.reasons.end() ? told->first : 0;
 }
 
-void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instance) {
+void Tracer::State::set_constants(const BpfObject& object, const KernelTypes& types_now, std::uint32_t instance) {
     object.set_constant("instance", instance);
-    object.set_constant("match_all", filter.all);
-    object.set_constant("match_to", filter.to);
-    object.set_constant("match_from", filter.from);
-    object.set_constant("by_local", !filter.locals.empty());
-    object.set_constant("by_proto", !filter.protos.empty());
-    object.set_constant("by_port", !filter.ports.empty());
-    object.set_constant("by_reason", !filter.reasons.empty());
-    object.set_constant("by_netns", !filter.netns.empty());
-    object.set_constant("by_device", !filter.devices.empty());
-    object.set_constant("rules_only", filter.rules_only);
+    set_filter_constants(object, filter);
     object.set_constant("inferred", without_functions);
     object.set_constant("own_netns", current_netns());
     object.set_constant("percpu_counters", cpus > 1);
@@ -790,7 +72,7 @@ void Tracer::State::set_constants(const BpfObject& object, std::uint32_t instanc
     object.set_constant("pool_chunks", pool_chunks(cpus));
     object.set_constant("pool_chunks_small", pool_chunks_small(cpus));
     if (modules_have_types())
-        object.set_constant("queue_refused", reason_told_elsewhere());
+        object.set_constant("queue_refused", reason_told_elsewhere(types_now));
     if (!on_kprobes())
         return;
     const Symbol nf_hook_slow = symbols["nf_hook_slow"], per_cpu_offset = symbols["__per_cpu_offset"];
@@ -817,15 +99,15 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     std::optional<KernelTypes> read_now;
     if (!types) // read at the start; later anew, since modules have come
         read_now.emplace(shared().functions(), shared().types());
-    types_for_loading = types ? types.get() : &*read_now;
-    BpfObject object = open();
+    const KernelTypes& types_now = types ? *types : *read_now;
+    BpfObject object = open(types_now);
     if (!object)
         return -errno;
     if (on_kprobes())
         find_symbols(object);
     bool any = false;
     if (with_functions) {
-        any = choose_functions(object);
+        any = choose_functions(object, types_now);
     } else {
         bpf_program* program;
         bpf_object__for_each_program (program, object.get())
@@ -834,12 +116,12 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     if (!any && !with_emitter)
         return 0;
     const auto instance = static_cast<std::uint32_t>(objects.size());
-    set_constants(object, instance);
+    set_constants(object, types_now, instance);
     const bool adds_seen = filter.seen && objects.empty();
-    choose_seen(object, adds_seen);
+    choose_seen(object, filter, types_now, adds_seen);
     if (adds_seen)
-        set_seen_constants(object);
-    set_sizes(object);
+        set_seen_constants(object, filter);
+    set_sizes(object, cpus);
     const bool adds_nft = object.autoload("nft_do_chain_begin");
     constexpr std::string_view legacy_functions[] = {"ipt_do_table", "ip6t_do_table", "arpt_do_table", "ebt_do_table"};
     const bool adds_legacy = std::ranges::any_of(legacy_functions, [&](std::string_view function) {
@@ -868,17 +150,17 @@ int Tracer::State::add(bool with_functions, bool with_emitter) {
     const std::string_view migrate = bpf_program__section_name(object.program("on_sched_migrate_task"));
     object.set_autoload("on_sched_migrate_task", (adds_nft || adds_legacy) && !links.contains(migrate));
     object.set_autoload("on_module_load", objects.empty()); // not there: no module can come
-    object.set_autoload("on_qdisc_drop", objects.empty() && reason_told_elsewhere());
+    object.set_autoload("on_qdisc_drop", objects.empty() && reason_told_elsewhere(types_now));
     const bool is_first = objects.empty() && with_functions;
     const bpf_program* find_per_cpu_memory = object.program("find_per_cpu_memory"); // not on 5.10
     object.set_autoload("find_per_cpu_memory", is_first);
 
-    if (const int error = objects.empty() ? create_variables(object) : share_maps(object))
+    if (const int error = objects.empty() ? create_variables(object) : share_maps(object, shared()))
         return error;
-    if (const int error = object.load())
+    if (const int error = load_programs(object, types_now))
         return error;
     if (objects.empty()) {
-        if (const int error = fill_filter(object); error || fill_hook_callers(object))
+        if (const int error = fill_filter(object, filter, reasons); error || fill_hook_callers(object))
             return error ? error : -errno;
         keep_counts(object);
     }
@@ -949,13 +231,8 @@ void Tracer::State::begin_anew(ObjectKind with) {
     modules = modules_now();
 }
 
-std::string why(int error) {
-    constexpr int enotsupp = 524; // the kernel's own, which should not come here
-    return error == EPERM ? "not permitted" : error == enotsupp ? "not supported" : std::strerror(error);
-}
-
-// Attaches all that can be: where fentry cannot, kprobes. Where no function can be traced, `problem` says why, and there
-// are still the drops themselves. Returns 0 or a negative error.
+// Attaches all that can be: where fentry cannot, kprobes. Where no function can be traced, `problem` says why, and
+// there are still the drops themselves. Returns 0 or a negative error.
 int Tracer::State::start() {
     without_functions = !problem.empty();
     if (without_functions)
@@ -993,7 +270,7 @@ Tracer::~Tracer() = default;
 
 Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     libbpf_set_print(to_log);
-    if (!readable("/sys/kernel/btf/vmlinux"))
+    if (!has_btf())
         return Error{ErrorKind::unsupported,
                      "this kernel has no type information (/sys/kernel/btf/vmlinux is missing): needs a kernel built "
                      "with CONFIG_DEBUG_INFO_BTF=y, as the distributions' own are"};
@@ -1007,16 +284,11 @@ Result<std::unique_ptr<Tracer>> Tracer::start(const Filter& filter) {
     if (!fentry)
         return Error{ErrorKind::other, fmt::format("cannot open the BPF programs: {}", std::strerror(errno))};
     auto types = fentry.types();
-    types.insert(std::begin(header_types), std::end(header_types));
     if (state->kernel < KernelVersion{5, 17}) // may be one without types of modules: see below
         if (const BpfObject old = BpfObject::open(ObjectKind::linux_5_10, nullptr))
             types.merge(old.types());
     auto functions = fentry.functions();
-    for (const auto& placeholder : placeholders) {
-        functions.insert(placeholder.name);
-        if (*placeholder.else_name)
-            functions.insert(placeholder.else_name);
-    }
+    add_placeholders(functions, types);
     functions.insert(function_for_tests);
     state->types = std::make_unique<const KernelTypes>(functions, types);
     // A kernel without bpf_loop has no type information of modules either (or is one of 5.11 to 5.16, which nothing
@@ -1088,55 +360,6 @@ void Tracer::refresh() {
     std::atomic_ref(*counts.expressions_traced).store(loaded);
 }
 
-void Tracer::trace_suspects(const decode::Suspects& suspects) {
-    using Kind = decode::Suspects::Kind;
-    if (!state_->problem.empty() || (!state_->modules_have_types() && suspects.kind == Kind::hook_functions))
-        return;
-    std::vector<HookFunction> functions = suspects.functions;
-    if (suspects.kind == Kind::nft_matches) {
-        functions.clear();
-        for (const std::string_view function : nft_matches)
-            functions.push_back({std::string(function), "nft_compat", {}, {}});
-    }
-    // A module may have come a moment ago, and have dropped a packet at once. Its tables are to be traced as tables: taken
-    // for a function without rules, one would be that for good.
-    if (state_->late_functions.size() < max_late_functions &&
-        std::ranges::any_of(functions, [&](const HookFunction& function) {
-            return !state_->traces(function.name) && !state_->late_functions.contains(function.name);
-        }))
-        refresh();
-    KernelTypes::Names names, modules;
-    for (const HookFunction& function : functions) {
-        // nf_tables' own: of its rules the probe of one may have been skipped.
-        if (state_->on_kprobes() && function.name.find("do_chain") != std::string::npos)
-            continue;
-        if (state_->late_functions.size() >= max_late_functions || state_->traces(function.name) ||
-            !state_->late_functions.insert(function.name).second)
-            continue;
-        names.insert(function.name);
-        if (function.module)
-            modules.insert(*function.module);
-    }
-    if (names.empty())
-        return;
-    std::optional<KernelTypes> types;
-    if (state_->on_kprobes())
-        state_->find_symbols(state_->shared());
-    if (state_->modules_have_types())
-        types.emplace(names, state_->shared().types(), modules);
-    types_for_loading = types ? &*types : state_->types.get();
-    for (const std::string& name : names) {
-        const std::string_view any = suspects.kind == Kind::legacy_matches ? match_template : hook_function_template;
-        state_->trace_late(name, is_late_program(name) ? std::string_view(name) : any);
-    }
-    types_for_loading = nullptr;
-    if (suspects.kind == Kind::nft_matches && state_->traces_matches()) {
-        // A packet that was past such a match when it began to be traced must not be taken for one that met none.
-        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); // the kernel's synchronize_rcu()
-        std::atomic_ref(*state_->counts.matches_traced).store(1);
-    }
-}
-
 Status Tracer::poll(std::chrono::milliseconds timeout, const std::function<bool(std::span<const std::byte>)>& sink) {
     state_->sink = &sink;
     const int got = ring_buffer__poll(state_->ring.get(), static_cast<int>(timeout.count()));
@@ -1153,10 +376,6 @@ Status Tracer::poll_changes(const std::function<void(std::span<const std::byte>)
     if (got < 0)
         return Error{ErrorKind::other, fmt::format("cannot read the ring buffer of changes: {}", std::strerror(-got))};
     return Ok{};
-}
-
-bool Tracer::traces(std::string_view function) const {
-    return state_->traces(function);
 }
 
 bool Tracer::has_nf_tables() const {
@@ -1177,223 +396,6 @@ bool Tracer::learn_reasons() {
     const auto before = state_->names.reasons.size();
     state_->names.reasons.merge(read_reasons().reasons);
     return state_->names.reasons.size() > before;
-}
-
-// When the module was loaded (CLOCK_MONOTONIC); 0: before the start, or it is vmlinux; the end of all time: that was not
-// kept.
-std::uint64_t Tracer::State::loaded_ns(std::string_view module) const {
-    char name[56] = "";
-    std::uint64_t loaded = 0;
-    module.copy(name, sizeof(name) - 1);
-    const bool kept = bpf_map_lookup_elem(shared().fd("module_loads"), name, &loaded) == 0;
-    const bool any_lost = counts.module_loads_lost && std::atomic_ref(*counts.module_loads_lost).load() != 0;
-    if (!kept && !module.empty() && any_lost)
-        return std::numeric_limits<std::uint64_t>::max();
-    return loaded;
-}
-
-// What was at that address when a packet died; nothing where that is not known any more.
-std::string Tracer::State::locate(std::uint64_t address, std::uint64_t died_ns) const {
-    constexpr std::size_t max_addresses = 4096, max_times = 16; // what is forgotten is looked up again
-    if (locations.size() >= max_addresses && !locations.contains(address))
-        locations.clear();
-    std::vector<Location>& known = locations[address];
-    const auto then = [&] {
-        return std::ranges::find_if(known, [&](const Location& location) {
-            return location.from_ns <= died_ns && died_ns <= location.until_ns;
-        });
-    };
-    if (const auto found = then(); found != known.end())
-        return found->text;
-    const std::chrono::nanoseconds since_boot = std::chrono::steady_clock::now().time_since_epoch();
-    const auto now = static_cast<std::uint64_t>(since_boot.count());
-    if (!known.empty() && !known.back().text.empty()) {
-        Location& last = known.back();
-        const std::string_view module = module_of(last.text);
-        if (module.empty() || (loaded_ns(module) == last.from_ns && lies_in_module(address, module)))
-            last.until_ns = now; // it still is
-        if (const auto found = then(); found != known.end())
-            return found->text;
-    }
-    if (known.size() >= max_times)
-        known.erase(known.begin());
-    std::string text = describe_address(address);
-    const std::uint64_t since = loaded_ns(module_of(text));
-    if (text.empty() || since > died_ns)
-        known.push_back({died_ns, died_ns, ""});
-    else
-        known.push_back({since, now, std::move(text)});
-    return known.back().text;
-}
-
-Capabilities Tracer::capabilities() const {
-    const std::string_view limits = state_->kind == ObjectKind::fentry   ? ""
-                                    : state_->kind == ObjectKind::kprobe ? limits_of_kprobes
-                                                                         : limits_on_5_10;
-    // What cannot be seen shows in the counters of the rules, which userspace reads.
-    const auto backend = [&](const char* module, const std::string& problem, const char* inferred,
-                             std::initializer_list<const char*> needed) -> Capability {
-        const auto by_counters = [inferred](const std::string& why) -> Capability {
-            return {Exactness::inferred, fmt::format("{}; {}", inferred, why)};
-        };
-        if (!problem.empty())
-            return by_counters(problem);
-        if (std::ranges::all_of(needed, [&](const char* function) { return state_->traces(function); }))
-            return {Exactness::exact, std::string(limits)};
-        if (!state_->problem.empty())
-            return by_counters(state_->problem);
-        if (!module_is_loaded(module))
-            return {Exactness::exact, fmt::format("{} is not loaded: no rules yet; watched for", module)};
-        for (const char* function : needed)
-            if (!state_->traces(function))
-                return by_counters(fmt::format("this kernel does not let {} be traced", function));
-        return {};
-    };
-    Capabilities capabilities;
-    const auto nf_tables = [&](const char* inferred) {
-        return backend("nf_tables", state_->nft_problem, inferred,
-                       {"nft_do_chain", "nft_immediate_eval", "nf_tables_commit"});
-    };
-    capabilities.nftables = nf_tables("only rules with a counter, by reading it before and after a packet has died");
-    capabilities.iptables_nft = nf_tables("rules, not policies, by reading their counters before and after a packet "
-                                          "has died");
-    capabilities.iptables_legacy =
-        backend("ip_tables", "", "by reading the counters of rules and policies before and after a packet has died",
-                {"ipt_do_table", "do_ipt_set_ctl", "xt_register_table"});
-    return capabilities;
-}
-
-std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
-    tsdt_cause cause{};
-    if (bpf_map_lookup_elem(state_->shared().fd("causes"), &key, &cause))
-        return std::nullopt;
-    // What the kernel could not print from BPF (bpf_snprintf, 5.13).
-    const auto print = [&](std::uint64_t address, auto& text) {
-        if (!address || text[0] || state_->modules_have_types())
-            return;
-        state_->locate(address, cause.first_ns).copy(text, sizeof(text) - 1);
-    };
-    print(cause.key.location, cause.location);
-    if (cause.key.source == TSDT_SOURCE_NETFILTER)
-        for (tsdt_step& step : cause.step)
-            print(step.handle, step.chain);
-    return cause;
-}
-
-std::vector<tsdt_cause> Tracer::causes() const {
-    std::vector<tsdt_cause> all;
-    const int map = state_->shared().fd("causes");
-    tsdt_cause_key key{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
-        if (auto value = cause(key))
-            all.push_back(*value);
-    return all;
-}
-
-std::vector<FlowCount> Tracer::flows() const {
-    std::vector<FlowCount> all;
-    const int map = state_->shared().fd("flows");
-    FlowCount flow{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &flow.key); more == 0;
-         more = bpf_map_get_next_key(map, &flow.key, &flow.key))
-        if (bpf_map_lookup_elem(map, &flow.key, &flow.packets) == 0)
-            all.push_back(flow);
-    return all;
-}
-
-Retired Tracer::retire_causes(std::uint64_t before_ns) {
-    constexpr std::size_t few = 256; // the map holds four times as many
-    Retired retired;
-    const std::vector<tsdt_cause> all = causes();
-    if (all.size() <= few)
-        return retired;
-    const std::uint32_t nf_tables = generation(RulesetKind::nf_tables).number,
-                        x_tables = generation(RulesetKind::x_tables).number;
-    const auto is_over = [&](const tsdt_cause& cause) {
-        const tsdt_cause_key& key = cause.key;
-        const bool of_rule = key.source >= TSDT_SOURCE_NFT_RULE && key.source <= TSDT_SOURCE_LEGACY_POLICY;
-        return (of_rule || key.generation) && key.generation != nf_tables && key.generation != x_tables &&
-               cause.last_ns < before_ns;
-    };
-    std::set<std::uint32_t> ids;
-    for (const tsdt_cause& cause : all) {
-        if (!is_over(cause) || bpf_map_delete_elem(state_->shared().fd("causes"), &cause.key))
-            continue;
-        ids.insert(cause.id);
-        retired.causes.push_back(cause);
-    }
-    for (const FlowCount& flow : flows())
-        if (ids.contains(flow.key.cause_id) && bpf_map_delete_elem(state_->shared().fd("flows"), &flow.key) == 0)
-            retired.flows.push_back(flow);
-    return retired;
-}
-
-std::optional<std::vector<tsdt_seen_count>> Tracer::seen() const {
-    if (!state_->filter.seen)
-        return std::nullopt;
-    std::vector<tsdt_seen_count> all;
-    const int map = state_->shared().fd("seen");
-    tsdt_seen_count count{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &count.key); more == 0;
-         more = bpf_map_get_next_key(map, &count.key, &count.key))
-        if (bpf_map_lookup_elem(map, &count.key, &count.value) == 0)
-            all.push_back(count);
-    return all;
-}
-
-std::array<std::uint64_t, TSDT_LOST_MAX> Tracer::lost_by_place() const {
-    std::array<std::uint64_t, TSDT_LOST_MAX> lost{};
-    std::vector<std::uint64_t> per_cpu(static_cast<std::size_t>(state_->cpus));
-    const int map = state_->shared().fd("lost");
-    for (std::uint32_t place = 0; place < TSDT_LOST_MAX; ++place)
-        if (bpf_map_lookup_elem(map, &place, per_cpu.data()) == 0)
-            lost[place] = std::accumulate(per_cpu.begin(), per_cpu.end(), std::uint64_t{0});
-    return lost;
-}
-
-std::map<std::string, std::uint64_t> Tracer::lost() const {
-    std::map<std::string, std::uint64_t> lost;
-    const auto by_place = lost_by_place();
-    for (std::size_t place = 0; place < by_place.size(); ++place)
-        if (by_place[place])
-            lost.emplace(decode::lost_place_name(place), by_place[place]);
-    if (const std::uint64_t unseen = __atomic_load_n(state_->counts.unseen, __ATOMIC_ACQUIRE))
-        lost.emplace("seen", unseen);
-    // on_kfree_skb_again stands in for on_kfree_skb where it can.
-    const std::uint64_t missed = state_->missed_before + state_->missed();
-    const std::uint64_t* counted = state_->counts.stood_in;
-    const std::uint64_t stood_in = counted ? __atomic_load_n(counted, __ATOMIC_ACQUIRE) : 0;
-    if (missed > stood_in)
-        lost["recursion"] = missed - stood_in;
-    return lost;
-}
-
-resolve_rule::Generation Tracer::generation(RulesetKind kind) const {
-    const State::Counts& counts = state_->counts;
-    const auto which = static_cast<std::size_t>(kind);
-    // In this order: a change that begins in between shows.
-    const std::uint32_t number = __atomic_load_n(&(*counts.generations)[which], __ATOMIC_ACQUIRE);
-    return {number, __atomic_load_n(&(*counts.changing)[which], __ATOMIC_ACQUIRE) > 0};
-}
-
-decode::ChangeCounts Tracer::change_counts() const {
-    decode::ChangeCounts counts;
-    counts.told = __atomic_load_n(state_->counts.changes_told, __ATOMIC_ACQUIRE);
-    for (std::size_t i = 0; i < counts.untold.size(); ++i)
-        counts.untold[i] = __atomic_load_n(&(*state_->counts.changes_untold)[i], __ATOMIC_ACQUIRE);
-    return counts;
-}
-
-std::uint64_t Tracer::map_memory() const {
-    std::uint64_t sum = 0;
-    const bpf_map* map;
-    bpf_object__for_each_map (map, state_->shared().get()) {
-        std::ifstream fdinfo(fmt::format("/proc/self/fdinfo/{}", bpf_map__fd(map)));
-        for (std::string line; std::getline(fdinfo, line);)
-            if (line.starts_with("memlock:"))
-                sum += std::strtoull(line.c_str() + 8, nullptr, 10);
-    }
-    return sum;
 }
 
 } // namespace tsdroptrace::attach

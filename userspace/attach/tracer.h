@@ -14,31 +14,16 @@
 #include <string>
 #include <vector>
 
+#include "attach/filter.h"
 #include "bpf/event.h"
 #include "decode/decode.h"
 #include "model.h"
-#include "options.h"
 #include "resolve_rule/ruleset.h"
 #include "util/result.h"
 
 namespace tsdroptrace::attach {
 
 enum class RulesetKind { nf_tables = TSDT_GENERATION_NF_TABLES, x_tables = TSDT_GENERATION_X_TABLES };
-
-// What is counted and handed on; decided in the kernel. Lists that are empty do not narrow it.
-struct Filter {
-    bool all = false; // every remote side; `ranges` is then ignored
-    bool to = true, from = true;
-    std::vector<Cidr> ranges;         // the remote side
-    std::vector<Cidr> locals;         // the other one
-    std::vector<std::uint16_t> ports; // host order
-    std::vector<std::uint8_t> protos; // IPPROTO_*
-    std::vector<std::string> devices; // names
-    std::vector<std::uint32_t> netns; // inodes
-    std::vector<std::string> reasons; // names, with SKB_DROP_REASON_ or without, in whatever case
-    bool rules_only = false;
-    bool seen = true; // count the packets that pass
-};
 
 struct FlowCount {
     tsdt_flow_key key;
@@ -52,8 +37,8 @@ struct Retired {
 
 class Tracer {
 public:
-    // Attaches everything that this kernel allows. Needs BTF, and either bpf_loop (5.17) or 5.10; fentry and fexit, or where
-    // those cannot be attached kprobes (then /proc/kallsyms too), decide which backends are exact. Fails with
+    // Attaches everything that this kernel allows. Needs BTF, and either bpf_loop (5.17) or 5.10; fentry and fexit, or
+    // where those cannot be attached kprobes (then /proc/kallsyms too), decide which backends are exact. Fails with
     // ErrorKind::unsupported and one line that says what is missing and how to get it, or with ErrorKind::command_line
     // when this kernel does not know one of the reasons.
     static Result<std::unique_ptr<Tracer>> start(const Filter& filter);
@@ -66,8 +51,8 @@ public:
     bool has_nf_tables() const;                   // its module is there, or it is built in
     const decode::KernelNames& names() const;
 
-    // Looks for the names of drop reasons that modules have brought since names() was last brought up to date. True: there
-    // are more now. Cheap when no module has come.
+    // Looks for the names of drop reasons that modules have brought since names() was last brought up to date. True:
+    // there are more now. Cheap when no module has come.
     bool learn_reasons();
 
     // Hands records (struct tsdt_drop, not yet checked) to `sink` as they come, for at most
