@@ -256,8 +256,14 @@ int Tracer::State::start() {
                                   why(refused), kprobes);
     } else if (!error) {
         return 0;
-    } else if (-error == EPERM) {
-        problem = "this kernel does not let BPF be attached to functions (kprobes: not permitted)";
+    } else {
+        std::string known = -error == EPERM
+                                ? fmt::format("this kernel does not let BPF be attached to functions ({}: not "
+                                              "permitted)",
+                                              on_kprobes() ? "kprobes" : "fentry")
+                                : problem;
+        begin_anew(kind); // what is attached counts for maps that nobody will read
+        problem = std::move(known);
     }
     if (problem.empty())
         problem = fmt::format("the programs on netfilter's functions cannot be loaded: {}", std::strerror(-error));

@@ -214,7 +214,7 @@ def compare_run(guest, scenario, backend, broken=False):
 # Why a drop may be told without its rule: whether that holds for it, and of how many drops it may be one.
 EXCUSES = {"unseen": (Guest.may_be_unseen, 50, "drops that the kernel ran no probe for"),
            "suspects": (Guest.may_be_suspects, 50, "drops by a policy, or else by a match"),
-           "doubted": (Guest.may_be_doubted, 10, "drops that nothing is said of, since a task had been moved")}
+           "doubted": (Guest.may_be_doubted, 50, "drops that nothing is said of, since a task had been moved")}
 
 
 def random_rules(group, guest, validator, backend, broken=False):

@@ -42,8 +42,10 @@ mac=$(</sys/class/net/eth0/address)
 printf -v many '%s.0/24,' 172.{16..19}.{0..249}
 printf -v many6 'fd99:%s::/48,' {1000..1999}
 
+# 5.10 takes long to start one: there, one for each kind of filter (FILTERS_OF_OLD in tests/vm/checks/scenarios.py).
 launched=()
 with() {
+    [[ -z $old || " dst run protos icmp src-to iface netns-name many every " == *" $1 "* ]] || return 0
     launch "$1" --json-file "$out/$1.json" "${@:2}"
     launched+=("$1")
 }

@@ -441,7 +441,7 @@ void wait_until_read(const Sender& sender, const Packet& packet, Lines& lines) {
     const char* family = is_arp(packet)              ? "\"family\":\"other\""
                          : packet.bytes[0] >> 4 == 4 ? "\"family\":\"ipv4\""
                                                      : "\"family\":\"ipv6\"";
-    for (std::uint64_t end = now() + 10'000'000'000; now() < end;) {
+    for (std::uint64_t end = now() + 30'000'000'000; now() < end;) {
         sender.send(packet);
         for (int wait = 0; wait < 20; wait++) {
             pause_ms(10);
@@ -614,7 +614,7 @@ int main(int argc, char** argv) {
     sender.send(last);
     std::string wanted = ports_text(last);
     bool caught_up = false;
-    for (std::uint64_t end = now() + 10'000'000'000; !caught_up && now() < end; pause_ms(10)) {
+    for (std::uint64_t end = now() + 30'000'000'000; !caught_up && now() < end; pause_ms(10)) {
         trace.drain();
         for (const std::string& line : lines.read())
             caught_up = caught_up || holds(line, wanted.c_str());
