@@ -97,7 +97,7 @@ Snapshot legacy_rules() {
     snapshot.tables = {table};
     return snapshot;
 }
-constexpr std::size_t jump_place = 0, tcp81_place = 1, udp_place = 2, reject_place = 3, log_place = 4, policy_place = 5,
+constexpr std::size_t jump_place = 0, tcp81_place = 1, udp_place = 2, log_place = 4, policy_place = 5,
                       forward_place = 6, cgnat_place = 9;
 
 Snapshot nft_rules(const std::string& listing) {

@@ -92,7 +92,8 @@ void attach_all(std::vector<Attachment>& attachments) {
         places.push_back(std::move(all));
     // A function's end first: what has begun before both are there would never end.
     for (auto& all : places)
-        std::ranges::stable_partition(all, [](const Attachment* attachment) { return is_at_end(attachment->program); });
+        std::stable_partition(all.begin(), all.end(),
+                              [](const Attachment* attachment) { return is_at_end(attachment->program); });
 
     std::atomic<std::size_t> next = 0;
     const auto work = [&] {
