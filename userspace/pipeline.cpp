@@ -295,7 +295,9 @@ void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::Caus
         }
         known_causes_.insert(cause.id);
         Drop drop = decode::decode_cause(cause, machine_);
-        drop.rule = resolver_.resolve(cause, tsdt_drop{});
+        tsdt_drop no_packet{};
+        no_packet.jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
+        drop.rule = resolver_.resolve(cause, no_packet);
         complete(drop);
         aggregator_.first_of_cause(drop);
     }

@@ -832,6 +832,31 @@ TEST_CASE("who was seen writing a rule is said of the packets that it drops late
     CHECK_FALSE(shown.drops.back().written);
 }
 
+TEST_CASE("of a cause whose packets were only counted no way is told where there are several") {
+    LegacyRules snapshots;
+    SnapshotRule jump = legacy_rule(600, "-A INPUT -i eth1 -j ts-input", "jump"); // the other one is at offset 0
+    jump.jump_offset = 5000;
+    snapshots.add(jump);
+    decode::Machine machine;
+    machine.own_netns = netns;
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    pipeline.start(Start{});
+    tsdt_cause cause = cause_of_tcp81();
+    cause.key.offset = 5100;
+    std::strcpy(cause.step[0].chain, "ts-input");
+    cause.packets = 1;
+    pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
+    REQUIRE(shown.summaries.back().causes.size() == 1);
+    const Rule* rule = shown.summaries.back().causes[0].example.rule.get();
+    REQUIRE(rule);
+    CHECK(rule->text == "-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP");
+    REQUIRE(rule->path.size() == 1);
+    CHECK(rule->path[0].chain == "ts-input");
+}
+
 TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {
     LegacyRules snapshots;
     decode::Machine machine;
