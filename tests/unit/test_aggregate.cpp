@@ -136,6 +136,33 @@ TEST_CASE("a rule whose text is not known is not taken for another one at its nu
     CHECK(packets(aggregator.summarize({}, {}, {}, 1, true)) == expected);
 }
 
+TEST_CASE("two namespaces that had the same number, one after the other, are not called by the name of one",
+          "[aggregate]") {
+    Aggregator aggregator(0);
+    const auto drop = [](std::uint32_t cause_id, std::optional<std::string> name) {
+        Drop drop = drop_of(cause_id, "INPUT", 1);
+        drop.netns.name = std::move(name);
+        return drop;
+    };
+    CHECK(aggregator.first_of_cause(drop(1, "blue")));
+    CHECK(!aggregator.first_of_cause(drop(1, std::nullopt))); // its name is gone
+    CHECK(!aggregator.first_of_cause(drop(2, "blue")));
+    CHECK(aggregator.first_of_cause(drop(3, "green"))); // a cause of its own, so it is told apart
+    CHECK(!aggregator.first_of_cause(drop(4, "green")));
+    const std::vector<CauseCount> counts{{1, 8, 1, 1, 1}, {2, 4, 1, 1, 1}, {3, 2, 1, 1, 1}, {4, 1, 1, 1, 1}};
+    Summary summary = aggregator.summarize(counts, {}, {}, 1, false);
+    REQUIRE(summary.causes.size() == 2);
+    CHECK(summary.causes[0].packets == 12);
+    CHECK(summary.causes[0].example.netns.name == "blue");
+    CHECK(summary.causes[1].packets == 3);
+    CHECK(summary.causes[1].example.netns.name == "green");
+
+    CHECK(!aggregator.first_of_cause(drop(1, "green"))); // counted by the kernel together with those of "blue"
+    summary = aggregator.summarize(counts, {}, {}, 1, true);
+    REQUIRE(summary.causes.size() == 2);
+    CHECK_FALSE(summary.causes[0].example.netns.name);
+}
+
 TEST_CASE("the largest flows are listed, the rest is two numbers", "[aggregate]") {
     Aggregator aggregator(0);
     aggregator.first_of_cause(drop_of(1, "a", 1));

@@ -36,10 +36,18 @@ std::string identity(const Drop& drop) {
     return key;
 }
 
+bool have_other_names(const Netns& one, const Netns& other) {
+    return one.name && other.name && *one.name != *other.name;
+}
+
 } // namespace
 
 bool Aggregator::first_of_cause(const Drop& drop) {
     const auto met = merged_.find(drop.cause_id);
+    // The number of a namespace that is gone is given to the next one, and the kernel counts both as one cause: whose
+    // name these packets have is not known then.
+    if (met != merged_.end() && have_other_names(examples_.at(met->second).netns, drop.netns))
+        examples_.at(met->second).netns.name = std::nullopt;
     const auto learns_text = [&](const Drop& example) {
         return example.rule && !example.rule->text && drop.rule && drop.rule->text;
     };
@@ -47,8 +55,12 @@ bool Aggregator::first_of_cause(const Drop& drop) {
     // then on, since those that had no text either may have been another rule, at the same number.
     if (met != merged_.end() && !learns_text(examples_.at(met->second)))
         return false;
-    const std::string same = identity(drop);
+    std::string same = identity(drop);
     auto known = by_identity_.find(same);
+    if (known != by_identity_.end() && have_other_names(examples_.at(known->second).netns, drop.netns)) {
+        same.append(*drop.netns.name) += '\0';
+        known = by_identity_.find(same);
+    }
     const bool is_new = known == by_identity_.end();
     if ((met == merged_.end() && merged_.size() >= max_merged) || (is_new && examples_.size() >= max_causes))
         return false;
