@@ -9,6 +9,7 @@
 #include "text.h"
 #include "nft_rule.h"
 #include "ipt_match.h"
+#include "verdict_giver.h"
 #ifndef TSDT_LINUX_5_10
 #include "hook_function.h"
 #include "queue.h"
@@ -837,9 +838,9 @@ static __always_inline int packet_dies(unsigned long long *ctx, struct scratch *
 	attribute_devices(scratch, address);
 	if (!wanted_there(drop))
 		return 0;
-	// Who gives verdicts on queued packets does not send them.
+	// Who gives verdicts on queued packets does not send them, wherever they die.
 	if (place == PLACE_REINJECT ? (drop->key.queue & TSDT_QUEUE_WHY) == TSDT_QUEUE_VERDICT :
-				      !drop->received && compat_in_process(ctx)) {
+				      !drop->received && compat_in_process(ctx) && !gives_verdict()) {
 		drop->pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(drop->comm, sizeof(drop->comm));
 	}

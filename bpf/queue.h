@@ -5,6 +5,7 @@
 
 #include "ipt_target.h"
 #include "nft_trail.h"
+#include "verdict_giver.h"
 
 // Whether no module that queues has been there since userspace looked: then nobody can listen. Userspace sets it before
 // it looks, so that a module which comes meanwhile is not missed.
@@ -36,10 +37,12 @@ static __always_inline int enqueued(const struct nf_queue_entry *entry, int erro
 
 	if (here->skb != (u64)ARGUMENT_READ(entry, skb))
 		return 0;
-	if (error < 0)
+	if (error < 0) {
 		here->error = error;
-	else
-		here->queued = 0; // what becomes of it later is not the rule's doing
+	} else { // what becomes of it later is neither the rule's doing nor the queue's
+		here->queued = 0;
+		here->skb = 0;
+	}
 	return 0;
 }
 AT_END(nfqnl_enqueue_packet, 2, enqueued((void *)argument[0], result))
@@ -133,36 +136,14 @@ static __noinline int leave_queue_verdict(u64 skb, u32 queue)
 
 // ---- the program's own word ----
 
-// The queue that a task gives verdicts for now.
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, u64); // struct task_struct *
-	__type(value, u32);
-} verdict_givers SEC(".maps");
-
-static __always_inline int verdict_comes(const struct nfnl_info *info)
+static __always_inline u32 queue_of(const struct nfnl_info *info)
 {
-	u64 task = bpf_get_current_task();
-	u32 number = __builtin_bswap16(BPF_CORE_READ(info, nfmsg, res_id));
-
-	bpf_map_update_elem(&verdict_givers, &task, &number, BPF_ANY);
-	return 0;
-}
-
-static __always_inline int verdict_ends(void)
-{
-	u64 task = bpf_get_current_task();
-
-	bpf_map_delete_elem(&verdict_givers, &task);
-	return 0;
+	return __builtin_bswap16(BPF_CORE_READ(info, nfmsg, res_id));
 }
 
 // struct sk_buff *skb, const struct nfnl_info *info
-AT_BEGIN(nfqnl_recv_verdict, verdict_comes((void *)argument[1]))
-EXIT_OF(nfqnl_recv_verdict) int nfqnl_recv_verdict_end(void *ctx) { return verdict_ends(); }
-AT_BEGIN(nfqnl_recv_verdict_batch, verdict_comes((void *)argument[1]))
-EXIT_OF(nfqnl_recv_verdict_batch) int nfqnl_recv_verdict_batch_end(void *ctx) { return verdict_ends(); }
+AT_BEGIN(nfqnl_recv_verdict, verdict_comes(queue_of((void *)argument[1])))
+AT_BEGIN(nfqnl_recv_verdict_batch, verdict_comes(queue_of((void *)argument[1])))
 
 // A packet leaves its queue to be dropped: the program said so, or the queue is being closed.
 static __always_inline int reinjected(const struct nf_queue_entry *entry, u32 verdict_code)

@@ -140,6 +140,7 @@ struct Rule {
     std::string evidence = {}; // what it is inferred from, a sentence without a full stop; empty when it is exact
     bool stale = false;
     std::vector<std::string> jumps = {}; // of a policy: the chains that its base chain jumps to, in their order
+    bool has_twin = false;               // iptables-legacy: its chain has another rule with this text
 };
 
 // ---- evidence: what this machine itself says about a drop, asked once for each cause and far end ----

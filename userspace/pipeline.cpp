@@ -55,6 +55,9 @@ void Pipeline::complete(Drop& drop) {
 }
 
 void Pipeline::remember_writers(const RulesetChange& change) {
+    // What is not listed may be any rule that has been written before, or one that stands in its place.
+    if (!change.unknown.empty() || change.more_added != 0 || change.more_removed != 0)
+        written_.clear();
     std::shared_ptr<RulesetChange> by;
     for (const ChangedRule& changed : change.removed)
         written_.erase(identity(change.netns.inode, changed.rule));
@@ -70,7 +73,8 @@ void Pipeline::remember_writers(const RulesetChange& change) {
 }
 
 std::shared_ptr<const RulesetChange> Pipeline::written(const Drop& drop) const {
-    if (!drop.rule || (drop.site.kind == DropKind::rule && !drop.rule->handle && !drop.rule->text))
+    if (!drop.rule ||
+        (drop.site.kind == DropKind::rule && !drop.rule->handle && (!drop.rule->text || drop.rule->has_twin)))
         return nullptr;
     const auto found = written_.find(identity(drop.netns.inode, *drop.rule));
     // Of a burst only the time of its last change is known.
@@ -291,7 +295,9 @@ void Pipeline::introduce(const KernelCounts& counts, std::vector<aggregate::Caus
         }
         known_causes_.insert(cause.id);
         Drop drop = decode::decode_cause(cause, machine_);
-        drop.rule = resolver_.resolve(cause, tsdt_drop{});
+        tsdt_drop no_packet{};
+        no_packet.jumpstack[0] = TSDT_JUMPSTACK_UNKNOWN;
+        drop.rule = resolver_.resolve(cause, no_packet);
         complete(drop);
         aggregator_.first_of_cause(drop);
     }

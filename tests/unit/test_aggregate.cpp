@@ -101,6 +101,68 @@ TEST_CASE("what tells causes apart for a person keeps them apart", "[aggregate]"
     CHECK(aggregator.first_of_cause(drop));
 }
 
+// iptables-legacy -R INPUT 1, time and again, while packets die: what is at number 1 is another rule each time.
+TEST_CASE("a rule whose text is not known is not taken for another one at its number", "[aggregate]") {
+    Aggregator aggregator(0);
+    const auto drop = [](std::uint32_t cause_id, const char* text) {
+        Drop drop = drop_of(cause_id, "INPUT", 1);
+        auto rule = std::make_shared<Rule>(*drop.rule);
+        rule->text = text ? std::optional<std::string>(text) : std::nullopt;
+        drop.rule = rule;
+        return drop;
+    };
+    CHECK(aggregator.first_of_cause(drop(1, nullptr)));  // its ruleset could never be read
+    CHECK(!aggregator.first_of_cause(drop(2, nullptr))); // nor that of this one's first packet
+    CHECK(aggregator.first_of_cause(drop(2, "-A two"))); // but that of its next one
+    CHECK(!aggregator.first_of_cause(drop(3, nullptr)));
+    CHECK(!aggregator.first_of_cause(drop(4, nullptr)));
+    CHECK(aggregator.first_of_cause(drop(4, "-A four")));
+    CHECK(!aggregator.first_of_cause(drop(4, "-A four")));
+    CHECK(!aggregator.first_of_cause(drop(2, nullptr)));
+    CHECK(!aggregator.first_of_cause(drop(5, "-A two"))); // the same rule again, in a later ruleset
+
+    std::vector<CauseCount> counts;
+    for (std::uint32_t id = 1; id <= 5; ++id)
+        counts.push_back({id, 1ULL << id, 1, 1, 1});
+    const auto packets = [](const Summary& summary) {
+        std::map<std::string, std::uint64_t> packets;
+        for (const Cause& cause : summary.causes)
+            packets[cause.example.rule->text.value_or("")] += cause.packets;
+        return packets;
+    };
+    const std::map<std::string, std::uint64_t> expected{{"", 2 + 8}, {"-A two", 4 + 32}, {"-A four", 16}};
+    CHECK(packets(aggregator.summarize(counts, {}, {}, 1, false)) == expected);
+    aggregator.retire(counts, {});
+    CHECK(packets(aggregator.summarize({}, {}, {}, 1, true)) == expected);
+}
+
+TEST_CASE("two namespaces that had the same number, one after the other, are not called by the name of one",
+          "[aggregate]") {
+    Aggregator aggregator(0);
+    const auto drop = [](std::uint32_t cause_id, std::optional<std::string> name) {
+        Drop drop = drop_of(cause_id, "INPUT", 1);
+        drop.netns.name = std::move(name);
+        return drop;
+    };
+    CHECK(aggregator.first_of_cause(drop(1, "blue")));
+    CHECK(!aggregator.first_of_cause(drop(1, std::nullopt))); // its name is gone
+    CHECK(!aggregator.first_of_cause(drop(2, "blue")));
+    CHECK(aggregator.first_of_cause(drop(3, "green"))); // a cause of its own, so it is told apart
+    CHECK(!aggregator.first_of_cause(drop(4, "green")));
+    const std::vector<CauseCount> counts{{1, 8, 1, 1, 1}, {2, 4, 1, 1, 1}, {3, 2, 1, 1, 1}, {4, 1, 1, 1, 1}};
+    Summary summary = aggregator.summarize(counts, {}, {}, 1, false);
+    REQUIRE(summary.causes.size() == 2);
+    CHECK(summary.causes[0].packets == 12);
+    CHECK(summary.causes[0].example.netns.name == "blue");
+    CHECK(summary.causes[1].packets == 3);
+    CHECK(summary.causes[1].example.netns.name == "green");
+
+    CHECK(!aggregator.first_of_cause(drop(1, "green"))); // counted by the kernel together with those of "blue"
+    summary = aggregator.summarize(counts, {}, {}, 1, true);
+    REQUIRE(summary.causes.size() == 2);
+    CHECK_FALSE(summary.causes[0].example.netns.name);
+}
+
 TEST_CASE("the largest flows are listed, the rest is two numbers", "[aggregate]") {
     Aggregator aggregator(0);
     aggregator.first_of_cause(drop_of(1, "a", 1));

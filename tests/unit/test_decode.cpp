@@ -245,6 +245,38 @@ TEST_CASE("decode: records that contradict themselves are errors") {
     CHECK_FALSE(read_cause(bytes(cause)));
 }
 
+TEST_CASE("decode: a packet that may have waited is not said to be of the process that is at work when it dies") {
+    const auto has_sender = [](const std::string& reason, const char* location, std::uint8_t source) {
+        tsdt_drop record = dns_answer();
+        record.received = 0;
+        record.pid = 4711;
+        set(record.comm, "iperf");
+        record.key.source = source;
+        record.key.reason = 9;
+        tsdt_cause cause = cause_of(record);
+        std::memset(cause.location, 0, sizeof cause.location);
+        std::strcpy(cause.location, location);
+        Machine of_reason = machine;
+        of_reason.names.reasons[9] = reason;
+        return decode_drop(record, cause, of_reason).process.has_value();
+    };
+    CHECK(has_sender("IP_OUTNOROUTES", "ip_output+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK(has_sender("NETFILTER_DROP", "nf_hook_slow+0x1/0x2", TSDT_SOURCE_NETFILTER));
+    CHECK_FALSE(
+        has_sender("QDISC_DROP", "__dev_queue_xmit+0x1/0x2", TSDT_SOURCE_KERNEL)); // fq_codel: of the fattest flow
+    CHECK_FALSE(has_sender("QDISC_DROP_OVERLIMIT", "__dev_queue_xmit+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK_FALSE(has_sender("NEIGH_QUEUEFULL", "__neigh_event_send+0x1/0x2", TSDT_SOURCE_KERNEL)); // the oldest
+    CHECK_FALSE(has_sender("FULL_RING", "tun_net_xmit+0x1/0x2 [tun]", TSDT_SOURCE_KERNEL));
+    // ip link set down
+    CHECK_FALSE(has_sender("NOT_SPECIFIED", "__rtnl_unlock+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK_FALSE(has_sender("QUEUE_PURGE", "qdisc_reset+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK_FALSE(has_sender("NOT_SPECIFIED", "pfifo_fast_reset+0x1/0x2", TSDT_SOURCE_KERNEL));
+    // 5.10
+    CHECK_FALSE(has_sender("NOT_SPECIFIED", "kfree_skb_list+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK_FALSE(has_sender("NOT_SPECIFIED", "__neigh_event_send+0x1/0x2", TSDT_SOURCE_KERNEL));
+    CHECK(has_sender("NEIGH_FAILED", "__neigh_event_send+0x1/0x2", TSDT_SOURCE_KERNEL)); // its own
+}
+
 TEST_CASE("decode: text need not be NUL-terminated") {
     tsdt_drop record = dns_answer();
     record.pid = 4711;

@@ -730,11 +730,18 @@ class LegacyRules : public SnapshotSource {
 public:
     std::shared_ptr<const Snapshot> get(SnapshotKind, std::uint32_t, std::uint32_t) override { return rules_; }
 
+    // At the end of INPUT.
+    void add(SnapshotRule rule) {
+        Snapshot more = *rules_;
+        more.tables[0].chains[0].rules.push_back(std::move(rule));
+        rules_ = std::make_shared<const Snapshot>(std::move(more));
+    }
+
 private:
     static Snapshot rules() {
         Snapshot rules = legacy_rules();
-        rules.tables[0].chains[0].rules.push_back(legacy_rule(
-            500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
+        rules.tables[0].chains[0].rules.push_back(
+            legacy_rule(500, "-A INPUT -p tcp -m tcp --dport 84 -j DNPT --src-pfx fd01::/64 --dst-pfx fd02::/64", ""));
         return rules;
     }
     std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());
@@ -796,6 +803,58 @@ TEST_CASE("who was seen writing a rule is said of the packets that it drops late
     pipeline.ruleset(change);
     pipeline.drop(dead(5 * second, 81, IPPROTO_TCP), cause);
     CHECK_FALSE(shown.drops.back().written);
+
+    // What is not listed may be this rule, gone and written again by somebody else.
+    RulesetChange unknown = change;
+    unknown.removed.clear();
+    unknown.unknown = "the ruleset could not be read after the change";
+    RulesetChange large = unknown;
+    large.unknown.clear();
+    large.more_removed = large.more_added = 1;
+    std::swap(change.added, change.removed);
+    for (const RulesetChange& later : {unknown, large}) {
+        pipeline.ruleset(change);
+        pipeline.drop(dead(6 * second, 81, IPPROTO_TCP), cause);
+        CHECK(shown.drops.back().written);
+        pipeline.ruleset(later);
+        pipeline.drop(dead(7 * second, 81, IPPROTO_TCP), cause);
+        CHECK_FALSE(shown.drops.back().written);
+    }
+
+    // The new rule has the words of an old one: which of the two has dropped the packet, they do not tell.
+    snapshots.add(legacy_rule(600, "-A INPUT -p tcp -m tcp --dport 81 -j DROP", "drop"));
+    pipeline.ruleset(change);
+    tsdt_cause with_twin = cause;
+    with_twin.id++;
+    pipeline.drop(dead(8 * second, 81, IPPROTO_TCP), with_twin);
+    REQUIRE(shown.drops.back().rule);
+    CHECK(shown.drops.back().rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
+    CHECK_FALSE(shown.drops.back().written);
+}
+
+TEST_CASE("of a cause whose packets were only counted no way is told where there are several") {
+    LegacyRules snapshots;
+    SnapshotRule jump = legacy_rule(600, "-A INPUT -i eth1 -j ts-input", "jump"); // the other one is at offset 0
+    jump.jump_offset = 5000;
+    snapshots.add(jump);
+    decode::Machine machine;
+    machine.own_netns = netns;
+    NoEvidence evidence;
+    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
+    Shown shown;
+    pipeline.add_output(std::make_unique<Keep>(shown));
+    pipeline.start(Start{});
+    tsdt_cause cause = cause_of_tcp81();
+    cause.key.offset = 5100;
+    std::strcpy(cause.step[0].chain, "ts-input");
+    cause.packets = 1;
+    pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
+    REQUIRE(shown.summaries.back().causes.size() == 1);
+    const Rule* rule = shown.summaries.back().causes[0].example.rule.get();
+    REQUIRE(rule);
+    CHECK(rule->text == "-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP");
+    REQUIRE(rule->path.size() == 1);
+    CHECK(rule->path[0].chain == "ts-input");
 }
 
 TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {

@@ -916,8 +916,8 @@ TEST_CASE("drops that have stopped, on the terminal", "[output]") {
                               "                  before)\n"
                               "  rule    -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP\n"
                               "  change  12:00:05 by tailscaled[812], on the way by INPUT in table filter\n"
-                              "          (iptables-legacy). It is the only change there since the last drop:\n"
-                              "          that it stopped them is inferred from this, not seen\n"
+                              "          (iptables-legacy). It is the only change of rules there since the last\n"
+                              "          drop: that it stopped them is inferred from this, not seen\n"
                               "  since   12:00:06: 4 packets to there left by eth0; 5 packets from there\n"
                               "          arrived on eth0 (3) and wlan0 (2)\n\n");
     CHECK(text_of(stopped, {.quiet = true}).empty());

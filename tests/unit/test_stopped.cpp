@@ -309,10 +309,24 @@ TEST_CASE("stopped: memory is bounded, the oldest changes make room", "[stopped]
     for (std::size_t i = 0; i < Stops::max_changes; ++i)
         incident.changes.push_back(change_of("FORWARD", 23));
     CHECK(incident.told().empty());
+
+    // The one that is left is not said to be the only one.
+    Incident other;
+    for (std::size_t i = 1; i < Stops::max_changes; ++i)
+        other.changes.push_back(change_of("FORWARD", 23));
+    other.changes.push_back(change_of("INPUT", 23));
+    CHECK(other.told().empty());
+
     Stops stops;
     stops.change(change_of("INPUT", 23));
     CHECK(stops.judge(counts(23 + 600, 4, 4, incident.causes), true).empty());
     CHECK(stops.open());
     CHECK(stops.judge(counts(23 + 601, 9, 9, incident.causes), true).empty());
     CHECK_FALSE(stops.open());
+
+    Stops later; // of two changes the first is too old by now
+    later.change(change_of("INPUT", 23));
+    later.change(change_of("INPUT", 33));
+    CHECK(later.judge(counts(34, 4, 4, incident.causes), true).empty());
+    CHECK(later.judge(counts(23 + 601, 9, 9, incident.causes), true).empty());
 }

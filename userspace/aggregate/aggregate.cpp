@@ -8,7 +8,7 @@ namespace tsdroptrace::aggregate {
 
 namespace {
 
-constexpr std::uint32_t unknown_cause = 0; // the kernel's ids begin at 1
+constexpr std::uint32_t unknown_cause = 0; // the others' ids begin at 1
 
 // What makes two of the kernel's causes one for a person. Each part ends in NUL, which no name holds.
 std::string identity(const Drop& drop) {
@@ -36,26 +36,39 @@ std::string identity(const Drop& drop) {
     return key;
 }
 
+bool have_other_names(const Netns& one, const Netns& other) {
+    return one.name && other.name && *one.name != *other.name;
+}
+
 } // namespace
 
 bool Aggregator::first_of_cause(const Drop& drop) {
-    if (const auto known = merged_.find(drop.cause_id); known != merged_.end()) {
-        // The first drop may have come while the ruleset changed: a later one knows the rule's text.
-        Drop& example = examples_.at(known->second);
-        if (example.rule && !example.rule->text && drop.rule && drop.rule->text)
-            example = drop;
+    const auto met = merged_.find(drop.cause_id);
+    // The number of a namespace that is gone is given to the next one, and the kernel counts both as one cause: whose
+    // name these packets have is not known then.
+    if (met != merged_.end() && have_other_names(examples_.at(met->second).netns, drop.netns))
+        examples_.at(met->second).netns.name = std::nullopt;
+    const auto learns_text = [&](const Drop& example) {
+        return example.rule && !example.rule->text && drop.rule && drop.rule->text;
+    };
+    // The first drop may have come while the ruleset changed: a later one knows the rule's text. It is told apart from
+    // then on, since those that had no text either may have been another rule, at the same number.
+    if (met != merged_.end() && !learns_text(examples_.at(met->second)))
         return false;
-    }
-    const std::string same = identity(drop);
+    std::string same = identity(drop);
     auto known = by_identity_.find(same);
+    if (known != by_identity_.end() && have_other_names(examples_.at(known->second).netns, drop.netns)) {
+        same.append(*drop.netns.name) += '\0';
+        known = by_identity_.find(same);
+    }
     const bool is_new = known == by_identity_.end();
-    if (merged_.size() >= max_merged || (is_new && examples_.size() >= max_causes))
+    if ((met == merged_.end() && merged_.size() >= max_merged) || (is_new && examples_.size() >= max_causes))
         return false;
     if (is_new) {
-        known = by_identity_.emplace(same, drop.cause_id).first;
-        examples_.emplace(drop.cause_id, drop);
+        known = by_identity_.emplace(same, ++last_id_).first;
+        examples_.emplace(last_id_, drop);
     }
-    merged_.emplace(drop.cause_id, known->second);
+    merged_.insert_or_assign(drop.cause_id, known->second);
     return is_new;
 }
 

@@ -36,8 +36,9 @@ public:
     // Tracing began at since_ns (CLOCK_REALTIME).
     explicit Aggregator(std::int64_t since_ns) : since_ns_(since_ns) {}
 
-    // Remembers the drop as the example of its cause, if it is the first of it. True when the cause, after
-    // merging, is new: the time to show it in full. False also when max_causes are remembered already.
+    // Remembers the drop as the example of its cause, if it is the first of it, or the first whose rule has a text.
+    // True when the cause, after merging, is new: the time to show it in full. False also when max_causes are
+    // remembered already.
     bool first_of_cause(const Drop& drop);
 
     // The last counts of causes that the kernel counts no more: merged, they stay in all summaries.
@@ -60,10 +61,11 @@ private:
     Cause cause_of(const CauseCount& sum, const Flows&) const;
 
     std::int64_t since_ns_;
-    std::unordered_map<std::uint32_t, std::uint32_t> merged_; // the kernel's cause -> the one that stands for it
+    std::uint32_t last_id_ = 0;
+    std::unordered_map<std::uint32_t, std::uint32_t> merged_; // the kernel's cause -> what a person calls one
     std::map<std::string, std::uint32_t> by_identity_;
-    std::unordered_map<std::uint32_t, Drop> examples_; // only of causes that stand for themselves
-    std::map<std::uint32_t, CauseCount> retired_;      // by the cause that stands for them
+    std::unordered_map<std::uint32_t, Drop> examples_; // by what a person calls one cause, as are those below
+    std::map<std::uint32_t, CauseCount> retired_;
     std::map<std::uint32_t, Flows> retired_flows_;
     std::size_t retired_flow_count_ = 0;
 };

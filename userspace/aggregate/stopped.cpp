@@ -80,8 +80,10 @@ SeenWay difference(const SeenWay& before, const SeenWay& now) {
 } // namespace
 
 void Stops::change(const RulesetChange& change) {
-    if (changes_.size() >= max_changes)
+    if (changes_.size() >= max_changes) {
+        forgotten_ns_ = std::max(forgotten_ns_, changes_.front().change.time_ns);
         changes_.pop_front();
+    }
     Change& kept = changes_.emplace_back(Change{change, std::nullopt});
     kept.change.added.clear(), kept.change.removed.clear(), kept.change.moved.clear();
     const auto after =
@@ -138,7 +140,7 @@ std::optional<Stopped> Stops::judge(const Cause& cause, const Summary& now, cons
         stopped.cause.bytes += other.bytes;
         stopped.cause.first_ns = std::min(stopped.cause.first_ns, other.first_ns);
     }
-    if (stopped.cause.packets < least_packets)
+    if (stopped.cause.packets < least_packets || cause.last_ns < forgotten_ns_)
         return std::nullopt;
 
     const Change* first = nullptr;
@@ -188,7 +190,12 @@ std::vector<Stopped> Stops::judge(const Summary& now, bool settled) {
     if (counts_.size() >= max_counts)
         counts_.pop_front();
     counts_.push_back(counts);
-    std::erase_if(changes_, [&](const Change& one) { return now.until_ns - one.change.time_ns > kept_ns; });
+    std::erase_if(changes_, [&](const Change& one) {
+        const bool old = now.until_ns - one.change.time_ns > kept_ns;
+        if (old)
+            forgotten_ns_ = std::max(forgotten_ns_, one.change.time_ns);
+        return old;
+    });
     for (Change& change : changes_)
         if (!change.after)
             change.after = counts;

@@ -313,6 +313,22 @@ void set_way(Packet& packet, std::string_view location) {
     packet.received = true;
 }
 
+// Where a packet dies that may have waited: for its device, or for its neighbour's address. Whoever is at work then,
+// since it sends another packet or switches the device off, need not be who has sent this one.
+constexpr std::string_view waiting_reasons[] = {"QDISC_", "NEIGH_QUEUEFULL", "FULL_RING"}; // they begin so
+// Where the reason does not tell. (5.10 has none.)
+constexpr std::string_view waiting_places[] = {"__rtnl_unlock", "kfree_skb_list", "__neigh_event_send",
+                                               "neigh_destroy"};
+
+bool may_have_waited(const DropSite& site) {
+    const auto begins = [&](std::string_view reason) { return site.reason.starts_with(reason); };
+    if (site.kind != DropKind::kernel || std::ranges::any_of(waiting_reasons, begins))
+        return site.kind == DropKind::kernel;
+    const std::string_view place = symbol_of(site.location);
+    return (site.reason == "NOT_SPECIFIED" || site.reason == "QUEUE_PURGE") &&
+           (place.ends_with("_reset") || std::ranges::find(waiting_places, place) != std::end(waiting_places));
+}
+
 // What all packets of a cause share.
 Drop shared(const tsdt_cause& cause, std::uint64_t mono_ns, const Machine& machine) {
     Drop drop;
@@ -470,7 +486,7 @@ Drop decode_drop(const tsdt_drop& record, const tsdt_cause& cause, const Machine
             if (drop.site.kind == DropKind::hook) {
                 drop.site.unknown = drop.site.queue->text();
             }
-        } else {
+        } else if (!may_have_waited(drop.site)) {
             drop.process = std::move(process);
         }
     }

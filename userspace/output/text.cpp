@@ -596,7 +596,7 @@ std::string change_line(const Stopped& stopped) {
     }
     const std::string which =
         stopped.changes == 1 ? "the only change" : fmt::format("the first of {} changes", stopped.changes);
-    return fmt::format("{}. It is {} there since the last drop: that it stopped them is inferred from this, "
+    return fmt::format("{}. It is {} of rules there since the last drop: that it stopped them is inferred from this, "
                        "not seen",
                        out, which);
 }

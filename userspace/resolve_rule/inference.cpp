@@ -537,6 +537,7 @@ Answer Inference::told(const Question& question, const Candidate& candidate, con
     rule->handle = found.handle;
     if (!found.text.empty())
         rule->text = found.text;
+    rule->has_twin = !found.handle && has_twin(*chain.chain, found);
     if (!found.verdict.empty())
         rule->verdict = found.verdict;
     const auto may_pass = [&](const RulesetIndex::Entry& jump) {

@@ -218,6 +218,7 @@ Match fill_in_legacy_rule(Rule& rule, const tsdt_cause& cause, const tsdt_drop& 
         rule.path = {{chain.name, number, std::nullopt}};
     if (!found.text.empty())
         rule.text = found.text;
+    rule.has_twin = has_twin(chain, found);
     set_verdict(rule, found);
     return Match::found;
 }

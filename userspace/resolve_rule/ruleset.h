@@ -3,6 +3,7 @@
 // Plain data, so that --record can write it and --replay and the unit tests can read it back.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -32,6 +33,11 @@ struct SnapshotChain {
     Backend backend = Backend::nftables;        // who can print and edit it
     std::vector<SnapshotRule> rules;            // in order: rules[0] is number 1
 };
+
+// Whether another rule of the chain has the same text, so that this one cannot be told by it.
+inline bool has_twin(const SnapshotChain& chain, const SnapshotRule& rule) {
+    return std::ranges::count(chain.rules, rule.text, &SnapshotRule::text) > 1;
+}
 
 // A set or map that has a name.
 struct SnapshotSet {

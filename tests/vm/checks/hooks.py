@@ -342,6 +342,12 @@ def queued_and_passed(group, run, legacy):
                                           "verdict": "drop", "text": legacy.rule("ip", "filter", "INPUT", 4).text},
                      "port 7777")
         group.equal((drop["drop"]["queue"], drop["process"]), (None, None), "port 7777: no queue dropped it")
+    # The same with packets of this machine: they die in the name of the program, which has not sent them.
+    own = run.drops_to_port(7779)
+    group.equal(len(own), 2, "port 7779: drop lines")
+    for drop in own:
+        group.equal((drop["rule"] or {}).get("chain"), "postrouting", "port 7779: chain")
+        group.equal((drop["drop"]["queue"], drop["process"]), (None, None), "port 7779: neither a queue nor its program")
     # With bypass, it passes when nobody listens.
     group.equal([d["drop"]["kind"] for d in run.drops_to_port(7778)], ["kernel"] * 4, "port 7778: what dropped it")
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash source-path=SCRIPTDIR
 # SPDX-License-Identifier: GPL-2.0-only
 # Packets that rules hand to programs in userspace, and that die: nobody listens, the queue is full, the program says
-# so, or ends. And one that the program lets pass, and that a later table drops.
+# so, or ends. And those that the program lets pass, and that a later table drops: one that came in, and one of this machine's.
 # shellcheck source=lib.sh
 . /tests/lib.sh
 
@@ -35,6 +35,14 @@ table inet q {
         udp dport 7777 counter queue to 77
         udp dport 7778 counter queue flags bypass to 78
     }
+    chain output {
+        type filter hook output priority 0; policy accept;
+        udp dport 7779 counter queue to 77
+    }
+    chain postrouting {
+        type filter hook postrouting priority 0; policy accept;
+        udp dport 7779 counter drop
+    }
 }
 NFT
 lsmod >"$out/modules.before"
@@ -57,12 +65,17 @@ listen() { # NUMBER MODE MAXLEN
     listen 75 drop 100
     listen 77 accept 100
     # The module is noticed within a second; under emulation it may take seconds to attach to it.
-    [ -n "$old" ] || wait_for 20 /sys/kernel/tracing/enabled_functions nfqnl_enqueue_packet "nfqnl_recv_verdict [nf" nfqnl_recv_verdict_batch
+    if [ -n "$old" ]; then
+        wait_for 20 /sys/kernel/debug/kprobes/list "nfqnl_recv_verdict+"
+    else
+        wait_for 20 /sys/kernel/tracing/enabled_functions nfqnl_enqueue_packet "nfqnl_recv_verdict [nf" nfqnl_recv_verdict_batch
+    fi
     pause 1
     mark listening
     ip netns exec provider /tests/send $vm4 2 7771 7772 7774 7775 7776 7777 7778
     ip netns exec provider /tests/send $vm6 2 7772 7775
     ip netns exec provider /tests/send $vm4 3 7773
+    /tests/send $dns4 2 7779
     cat /proc/net/netfilter/nfnetlink_queue >"$out/nfnetlink_queue"
     pause 0.3
     mark closing
