@@ -379,7 +379,8 @@ static __always_inline void apply_state(struct scratch *scratch, const struct nf
 }
 
 // Where nft_do_chain frees what a rule drops, and what a policy drops: learnt from the drops whose expression is known.
-static u64 rule_site, policy_site;
+// Userspace forgets them where the module has gone (kprobes do not hold it).
+__u64 rule_site, policy_site;
 
 // No expression is known to have dropped the packet: may the policy of this chain have done so? The expression may be
 // one that is not traced, or not yet, or its program may not have been run, so all that is known must agree. `suspect`: a

@@ -57,8 +57,8 @@ private:
     std::optional<Stopped> judge(const Cause& cause, const Summary& now, const Counts& counts, bool settled);
 
     std::deque<Change> changes_;
-    std::int64_t forgotten_ns_ =
-        0; // the newest of those that are not kept any more: what dropped last before is not judged
+    // The newest of those that are not kept any more: a rule that has not dropped since is not judged.
+    std::int64_t forgotten_ns_ = 0;
     std::deque<Counts> counts_;
     std::map<std::string, std::int64_t> told_; // by rule: its last drop then; Aggregator bounds how many
     bool open_ = false;

@@ -30,6 +30,8 @@ void Tracer::State::keep_counts(const BpfObject& object) {
     keep(counts.queue_handler_absent, "queue_handler_absent");
     keep(counts.unseen, "unseen");
     keep(counts.bridge_targets_traced, "bridge_targets_traced");
+    keep(counts.rule_site, "rule_site");
+    keep(counts.policy_site, "policy_site");
     keep(counts.stood_in, "stood_in");
 }
 

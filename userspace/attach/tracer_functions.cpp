@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The functions of the kernel that are there, those that are traced, and what that makes of each backend.
 #include <algorithm>
+#include <atomic>
 #include <initializer_list>
 #include <iterator>
 #include <utility>
@@ -61,6 +62,9 @@ void Tracer::State::find_symbols(const BpfObject& object) {
                           loads[before->second.module] != loads_now[before->second.module];
         if (const auto late = late_functions.find(before->first); gone && late != late_functions.end())
             late_functions.erase(late); // to be asked for again
+        if (gone && before->first == "nft_do_chain")
+            for (std::uint64_t* site : {counts.rule_site, counts.policy_site})
+                std::atomic_ref(*site).store(0);
         return gone;
     });
     symbols = std::move(now);

@@ -48,6 +48,7 @@ struct Tracer::State {
         std::uint32_t* queue_handler_absent = nullptr; // not on 5.10
         std::uint64_t* unseen = nullptr;
         std::uint32_t* bridge_targets_traced = nullptr;
+        std::uint64_t *rule_site = nullptr, *policy_site = nullptr;
         std::uint64_t* stood_in = nullptr; // not where a program is run on top of itself: on 5.10
     };
 
