@@ -504,6 +504,12 @@ TEST_CASE("evidence: answers make room for newer ones, and are forgotten in time
     CHECK(answers.find(key(7), noon + Answers::max_age_ns));
     CHECK_FALSE(answers.find(key(7), noon + Answers::max_age_ns + 1));
     CHECK(answers.find(key(7), noon - second)); // CPUs are not in order
+
+    Key flow = key(7);
+    flow.proto = 17;
+    answers.put({flow, noon, std::make_shared<const Evidence>(some_evidence(7))});
+    CHECK(answers.find(flow, noon + Answers::max_flow_age_ns));
+    CHECK_FALSE(answers.find(flow, noon + Answers::max_flow_age_ns + 1));
 }
 
 TEST_CASE("evidence: asked once for each far end and flow, not for each packet") {
@@ -534,23 +540,29 @@ TEST_CASE("evidence: asked once for each far end and flow, not for each packet")
     CHECK_FALSE(machine.evidence.get(drop, wanted)->socket_waits);
     CHECK(machine.asked == 3);
 
+    // Some seconds later another process may wait, by the same route.
+    drop = incident();
+    machine.now = drop.mono_ns = noon + 3 * second;
+    CHECK(machine.evidence.get(drop, wanted)->waiting->pid == 4);
+    CHECK(machine.asked_all == 2);
+
     // An hour later the routes may be others.
     drop = incident();
     machine.now = drop.mono_ns = noon + 3600 * second;
-    CHECK(machine.evidence.get(drop, wanted)->sysctls.at("number") == "4");
+    CHECK(machine.evidence.get(drop, wanted)->sysctls.at("number") == "5");
     CHECK_FALSE(machine.evidence.get(Drop{}, wanted));
 
     // All of it was seen by the recorder, and a replay gives the same.
-    CHECK(machine.entries.size() == 3 + 2 + 2);
+    CHECK(machine.entries.size() == 3 + 2 + 1 + 2);
     RecordedEvidence recorded;
     CHECK_FALSE(recorded.get(drop, wanted));
     for (const Entry& entry : machine.entries)
         recorded.add(entry);
     REQUIRE(recorded.get(drop, wanted));
-    CHECK(recorded.get(drop, wanted)->waiting->pid == 4);
+    CHECK(recorded.get(drop, wanted)->waiting->pid == 5);
     drop.packet.dport = 9; // a flow that was not asked for: what holds for all of them
     REQUIRE(recorded.get(drop, wanted));
-    CHECK(recorded.get(drop, wanted)->sysctls.at("number") == "4");
+    CHECK(recorded.get(drop, wanted)->sysctls.at("number") == "5");
     CHECK_FALSE(recorded.get(drop, wanted)->socket_waits);
 }
 

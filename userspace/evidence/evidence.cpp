@@ -57,8 +57,9 @@ void Answers::put(Entry entry) {
 
 std::shared_ptr<const Evidence> Answers::find(const Key& key, std::uint64_t mono_ns) const {
     const auto found = entries_.find(key);
+    const std::uint64_t max_age = key.proto ? max_flow_age_ns : max_age_ns;
     // CPUs report in an order that is only nearly that of time: a packet may have died before that one.
-    if (found == entries_.end() || (mono_ns > found->second.mono_ns && mono_ns - found->second.mono_ns > max_age_ns))
+    if (found == entries_.end() || (mono_ns > found->second.mono_ns && mono_ns - found->second.mono_ns > max_age))
         return nullptr;
     return found->second.evidence;
 }

@@ -57,7 +57,8 @@ struct Entry {
 class Answers {
 public:
     static constexpr std::size_t max_entries = 512; // the oldest goes first
-    static constexpr std::uint64_t max_age_ns = 10'000'000'000;
+    // Who waits at a socket may give up soon; routes and settings last longer.
+    static constexpr std::uint64_t max_age_ns = 10'000'000'000, max_flow_age_ns = 2'000'000'000;
 
     void put(Entry);
     // Null: there is none for a packet that died at `mono_ns`.

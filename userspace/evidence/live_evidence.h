@@ -32,9 +32,8 @@ public:
 
     static constexpr unsigned max_lookups = 20;               // in a second
     static constexpr std::uint64_t max_time_ns = 200'000'000; // in a second; the look-up that passes it is the last
-    // A packet that died longer ago has waited, and others do too. Who waited for it may have given up since; routes
-    // and settings last longer.
-    static constexpr std::uint64_t max_wait_socket_ns = 2'000'000'000, max_wait_ns = 10'000'000'000;
+    // A packet that died longer ago has waited, and others do too: as old as an answer may be.
+    static constexpr std::uint64_t max_wait_socket_ns = Answers::max_flow_age_ns, max_wait_ns = Answers::max_age_ns;
 
     // `on_entry` sees each answer before get() returns it for the first time. `ask` and `now` are for tests.
     explicit LiveEvidence(Observer on_entry = {}, Ask ask = ask_machine, Now now = {});

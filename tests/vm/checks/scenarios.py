@@ -142,7 +142,9 @@ def incident_terminal(group, guest, backend):
     if group.true("shown" in marks, "the terminal shows the cause before the run ends", run.out):
         # On a real machine within 2 s; three emulated ones share two processors.
         group.true(marks["shown"] - first <= 4.0, "the cause is shown within 4 s", f"{marks['shown'] - first:.2f} s")
-    for drop in {d["packet"]["family"]: d for d in run.drops}.values():
+    # Who waits is not asked for a packet that died more than 2 s ago: the rules had to be read first.
+    too_late = marks.get("shown", first) - first > 2.0
+    for drop in {d["packet"]["family"]: d for d in reversed(run.drops)}.values():
         packet, rule = drop["packet"], drop["rule"]
         src, dst = ((f"[{packet[end]}]" if packet["family"] == "ipv6" else packet[end]) for end in ("src", "dst"))
         entries = [entry for entry in re.split(r"\n(?=\d\d:\d\d:\d\d )|\n\n", run.out)
@@ -153,6 +155,8 @@ def incident_terminal(group, guest, backend):
                     f"rule {rule['text']}", "owner Tailscale, going by chain ts-input"]
             if packet["family"] == "ipv4":
                 says += one_minute_answer(rule, packet)
+            if drop["evidence"]["socket"] is not None or not too_late:
+                says.append(f"waits for it at {VM4}:{packet['dport']}" if packet["family"] == "ipv4" else "waits for it")
             for text in says:
                 group.true(text in entry, f"{packet['family']}: the entry says {text!r}", entry)
     group.true(re.search(r"\b\d+ packets? to there left by eth0; \d+ packets? from there arrived on eth0, and (all of "
@@ -171,7 +175,6 @@ def one_minute_answer(rule, packet):
             "This packet had reached eth0.", f"{DNS4} is Alibaba Cloud's DNS.", f"{DNS4} is not a tailnet peer",
             f"The route to {DNS4} leaves by eth0 via 10.0.0.1 (table main).",
             "The packet is an answer to this machine's own request (conntrack).",
-            f"waits for it at {VM4}:{packet['dport']}",
             "fix 1 node attribute disable-linux-cgnat-drop-rule, and rp_filter=1 risk: needs Tailscale 1.98",
             "net.ipv4.conf.eth0.rp_filter=1 keeps the protection that the rule gave", "ts-forward's drop stays",
             f"2 {accept} risk: works at once, and holds until tailscaled restarts",
