@@ -713,7 +713,7 @@ __noinline int count_flow(u32 emitter)
 
 #ifndef TSDT_LINUX_5_10
 // The packets that on_kfree_skb has handled, until on_kfree_skb_again has taken note. More than one: between the two
-// programs others may run on this CPU.
+// programs others may run on this CPU, and (where the kernel is preemptible) the process may be moved to another one.
 #define HANDLED 16
 struct handled {
 	u64 skb[HANDLED];
@@ -721,11 +721,58 @@ struct handled {
 static struct handled handled[TSDT_MAX_CPUS];
 __u64 stood_in; // how often on_kfree_skb_again has stood in for on_kfree_skb
 
-static __always_inline u64 *handled_slot(u64 skb)
+static __always_inline struct handled *handled_on(u32 cpu)
 {
-	struct handled *here = &handled[bpf_get_smp_processor_id() & (TSDT_MAX_CPUS - 1)];
+	return &handled[cpu & (TSDT_MAX_CPUS - 1)];
+}
 
-	return &here->skb[skb * 0x9e3779b97f4a7c15ULL >> 60];
+// Where a packet is looked for first.
+static __always_inline u32 handled_slot(u64 skb)
+{
+	return skb * 0x9e3779b97f4a7c15ULL >> 60;
+}
+
+// That place is taken.
+static __noinline int add_handled(struct handled *here, u64 skb)
+{
+	for (u32 i = 0; i < HANDLED; i++) {
+		if (!here->skb[i]) {
+			here->skb[i] = skb;
+			return 0;
+		}
+	}
+	// So many are not under way at once: of these the second program has not been run.
+	__builtin_memset(here, 0, sizeof(*here));
+	here->skb[0] = skb;
+	return 0;
+}
+
+struct handled_search {
+	u64 skb;
+	u32 found;
+};
+
+static long find_handled(u32 cpu, struct handled_search *search)
+{
+	struct handled *there = handled_on(cpu);
+
+	for (u32 i = 0; i < HANDLED; i++) {
+		if (there->skb[i] == search->skb) {
+			there->skb[i] = 0;
+			search->found = 1;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+// Whether on_kfree_skb has handled the packet, here or on another CPU.
+static __noinline int was_handled(u64 skb)
+{
+	struct handled_search search = {.skb = skb};
+
+	compat_search_all_cpus(cpus, find_handled, &search);
+	return search.found;
 }
 #endif
 
@@ -929,11 +976,15 @@ int BPF_PROG(emit, struct sk_buff *skb, void *location)
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 {
-	u64 address = as_number(skb);
+	struct handled *here = handled_on(bpf_get_smp_processor_id());
+	u64 address = as_number(skb), *slot = &here->skb[handled_slot(address)];
 
 	if (!is_active())
 		return 0;
-	*handled_slot(address) = address;
+	if (*slot)
+		add_handled(here, address);
+	else
+		*slot = address;
 	bpf_tail_call(ctx, &emit_call, 0);
 	return 0;
 }
@@ -943,7 +994,7 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
 {
-	u64 address = as_number(skb), *slot = handled_slot(address);
+	u64 address = as_number(skb), *slot = &handled_on(bpf_get_smp_processor_id())->skb[handled_slot(address)];
 
 	if (!is_active())
 		return 0;
@@ -951,6 +1002,8 @@ int BPF_PROG(on_kfree_skb_again, struct sk_buff *skb, void *location)
 		*slot = 0;
 		return 0;
 	}
+	if (was_handled(address))
+		return 0;
 	__sync_fetch_and_add(&stood_in, 1);
 	bpf_tail_call(ctx, &emit_call, 0);
 	return 0;
