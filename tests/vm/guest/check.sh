@@ -24,7 +24,13 @@ asks dns $dns4:53/udp
 save_rules legacy after
 asks silent 100.100.9.9:53/udp
 asks routeless 100.100.8.8:53/udp
+# Once, on 7.2, the kernel itself refused this packet at the output hook, and no more could be known of it than what was said.
+# What is tested is the way of one that gets through.
 asks echo 10.0.0.1/icmp
+if [ "$(<"$out/echo.exit")" = 10 ] && grep -q 'by a rule that is not known' "$out/echo.json"; then
+    for kind in json out err; do mv "$out/echo.$kind" "$out/echo-refused.$kind"; done
+    asks echo 10.0.0.1/icmp
+fi
 iptables-legacy -I INPUT 1 -i eth0 -s 100.100.0.0/16 -j ACCEPT
 asks open $dns4:53/udp
 asks refused $dns4:22/tcp
