@@ -981,7 +981,7 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location)
 
 	if (!is_active())
 		return 0;
-	if (*slot)
+	if (*slot && *slot != address)
 		add_handled(here, address);
 	else
 		*slot = address;
