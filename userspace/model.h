@@ -157,6 +157,8 @@ struct Route {
     std::optional<std::uint32_t> rule = {}; // priority of the ip rule that leads to that table; none: not told
 };
 
+inline constexpr std::uint32_t tailscale_table = 52; // where Tailscale puts its routes
+
 // "rule 5270"; empty for those that every machine has, and where it is not told.
 std::string rule_words(const Route&);
 

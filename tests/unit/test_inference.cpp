@@ -747,6 +747,21 @@ private:
     std::shared_ptr<const Snapshot> rules_ = std::make_shared<const Snapshot>(rules());
 };
 
+// A pipeline that has started, with these rules and nothing else.
+struct LegacyRun {
+    LegacyRun() {
+        machine.own_netns = netns;
+        pipeline.add_output(std::make_unique<Keep>(shown));
+        pipeline.start(Start{});
+    }
+
+    LegacyRules snapshots;
+    NoEvidence evidence;
+    decode::Machine machine;
+    Shown shown;
+    Pipeline pipeline{machine, snapshots, evidence, explain::Explainer(), 0};
+};
+
 // Of -A INPUT -p tcp -m tcp --dport 81 -j DROP
 tsdt_cause cause_of_tcp81() {
     tsdt_cause cause = cause_of_input();
@@ -765,44 +780,37 @@ tsdt_cause cause_of_tcp81() {
 } // namespace
 
 TEST_CASE("who was seen writing a rule is said of the packets that it drops later") {
-    LegacyRules snapshots;
-    decode::Machine machine;
-    machine.own_netns = netns;
-    NoEvidence evidence;
-    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
-    Shown shown;
-    pipeline.add_output(std::make_unique<Keep>(shown));
-    pipeline.start(Start{});
+    LegacyRun run;
     const tsdt_cause cause = cause_of_tcp81();
-    pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
-    REQUIRE(shown.drops.size() == 1);
-    REQUIRE(shown.drops[0].rule);
-    CHECK_FALSE(shown.drops[0].written); // it was there before anybody looked
+    run.pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
+    REQUIRE(run.shown.drops.size() == 1);
+    REQUIRE(run.shown.drops[0].rule);
+    CHECK_FALSE(run.shown.drops[0].written); // it was there before anybody looked
 
     RulesetChange change;
     change.time_ns = 3 * second;
-    change.netns.inode = shown.drops[0].netns.inode;
+    change.netns.inode = run.shown.drops[0].netns.inode;
     change.backend = Backend::iptables_legacy;
     change.changers = {{{900, "iptables"}, std::nullopt, 1}};
-    change.added = {{*shown.drops[0].rule, std::nullopt, {}}};
+    change.added = {{*run.shown.drops[0].rule, std::nullopt, {}}};
     RulesetChange other = change; // of a rule that has another text
     other.added[0].rule.text = "-A INPUT -p tcp -m tcp --dport 82 -j DROP";
-    pipeline.ruleset(other);
-    pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
-    CHECK_FALSE(shown.drops.back().written);
+    run.pipeline.ruleset(other);
+    run.pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
+    CHECK_FALSE(run.shown.drops.back().written);
 
-    pipeline.ruleset(change);
-    pipeline.drop(dead(2 * second, 81, IPPROTO_TCP), cause); // before that
-    CHECK_FALSE(shown.drops.back().written);
-    pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
-    REQUIRE(shown.drops.back().written);
-    CHECK(shown.drops.back().written->by()->process.pid == 900);
-    CHECK(shown.drops.back().written->added.empty()); // a change may be large
+    run.pipeline.ruleset(change);
+    run.pipeline.drop(dead(2 * second, 81, IPPROTO_TCP), cause); // before that
+    CHECK_FALSE(run.shown.drops.back().written);
+    run.pipeline.drop(dead(4 * second, 81, IPPROTO_TCP), cause);
+    REQUIRE(run.shown.drops.back().written);
+    CHECK(run.shown.drops.back().written->by()->process.pid == 900);
+    CHECK(run.shown.drops.back().written->added.empty()); // a change may be large
 
     std::swap(change.added, change.removed);
-    pipeline.ruleset(change);
-    pipeline.drop(dead(5 * second, 81, IPPROTO_TCP), cause);
-    CHECK_FALSE(shown.drops.back().written);
+    run.pipeline.ruleset(change);
+    run.pipeline.drop(dead(5 * second, 81, IPPROTO_TCP), cause);
+    CHECK_FALSE(run.shown.drops.back().written);
 
     // What is not listed may be this rule, gone and written again by somebody else.
     RulesetChange unknown = change;
@@ -813,44 +821,37 @@ TEST_CASE("who was seen writing a rule is said of the packets that it drops late
     large.more_removed = large.more_added = 1;
     std::swap(change.added, change.removed);
     for (const RulesetChange& later : {unknown, large}) {
-        pipeline.ruleset(change);
-        pipeline.drop(dead(6 * second, 81, IPPROTO_TCP), cause);
-        CHECK(shown.drops.back().written);
-        pipeline.ruleset(later);
-        pipeline.drop(dead(7 * second, 81, IPPROTO_TCP), cause);
-        CHECK_FALSE(shown.drops.back().written);
+        run.pipeline.ruleset(change);
+        run.pipeline.drop(dead(6 * second, 81, IPPROTO_TCP), cause);
+        CHECK(run.shown.drops.back().written);
+        run.pipeline.ruleset(later);
+        run.pipeline.drop(dead(7 * second, 81, IPPROTO_TCP), cause);
+        CHECK_FALSE(run.shown.drops.back().written);
     }
 
     // The new rule has the words of an old one: which of the two has dropped the packet, they do not tell.
-    snapshots.add(legacy_rule(600, "-A INPUT -p tcp -m tcp --dport 81 -j DROP", "drop"));
-    pipeline.ruleset(change);
+    run.snapshots.add(legacy_rule(600, "-A INPUT -p tcp -m tcp --dport 81 -j DROP", "drop"));
+    run.pipeline.ruleset(change);
     tsdt_cause with_twin = cause;
     with_twin.id++;
-    pipeline.drop(dead(8 * second, 81, IPPROTO_TCP), with_twin);
-    REQUIRE(shown.drops.back().rule);
-    CHECK(shown.drops.back().rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
-    CHECK_FALSE(shown.drops.back().written);
+    run.pipeline.drop(dead(8 * second, 81, IPPROTO_TCP), with_twin);
+    REQUIRE(run.shown.drops.back().rule);
+    CHECK(run.shown.drops.back().rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
+    CHECK_FALSE(run.shown.drops.back().written);
 }
 
 TEST_CASE("of a cause whose packets were only counted no way is told where there are several") {
-    LegacyRules snapshots;
+    LegacyRun run;
     SnapshotRule jump = legacy_rule(600, "-A INPUT -i eth1 -j ts-input", "jump"); // the other one is at offset 0
     jump.jump_offset = 5000;
-    snapshots.add(jump);
-    decode::Machine machine;
-    machine.own_netns = netns;
-    NoEvidence evidence;
-    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
-    Shown shown;
-    pipeline.add_output(std::make_unique<Keep>(shown));
-    pipeline.start(Start{});
+    run.snapshots.add(jump);
     tsdt_cause cause = cause_of_tcp81();
     cause.key.offset = 5100;
     std::strcpy(cause.step[0].chain, "ts-input");
     cause.packets = 1;
-    pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
-    REQUIRE(shown.summaries.back().causes.size() == 1);
-    const Rule* rule = shown.summaries.back().causes[0].example.rule.get();
+    run.pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
+    REQUIRE(run.shown.summaries.back().causes.size() == 1);
+    const Rule* rule = run.shown.summaries.back().causes[0].example.rule.get();
     REQUIRE(rule);
     CHECK(rule->text == "-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP");
     REQUIRE(rule->path.size() == 1);
@@ -858,29 +859,22 @@ TEST_CASE("of a cause whose packets were only counted no way is told where there
 }
 
 TEST_CASE("a legacy rule that cannot have matched the packet is not said to have dropped it") {
-    LegacyRules snapshots;
-    decode::Machine machine;
-    machine.own_netns = netns;
-    NoEvidence evidence;
-    Pipeline pipeline(machine, snapshots, evidence, explain::Explainer(), 0);
-    Shown shown;
-    pipeline.add_output(std::make_unique<Keep>(shown));
-    pipeline.start(Start{});
+    LegacyRun run;
 
     tsdt_cause cause = cause_of_tcp81();
-    pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
-    pipeline.drop(dead(2 * second, 82, IPPROTO_TCP), cause); // its counter was another packet's
-    REQUIRE(shown.drops.size() == 2);
-    REQUIRE(shown.drops[0].rule);
-    CHECK(shown.drops[0].rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
-    CHECK_FALSE(shown.drops[1].rule);
-    CHECK(shown.drops[1].site.kind == DropKind::hook);
-    CHECK(shown.drops[1].site.unknown.find("cannot have matched") != std::string::npos);
+    run.pipeline.drop(dead(second, 81, IPPROTO_TCP), cause);
+    run.pipeline.drop(dead(2 * second, 82, IPPROTO_TCP), cause); // its counter was another packet's
+    REQUIRE(run.shown.drops.size() == 2);
+    REQUIRE(run.shown.drops[0].rule);
+    CHECK(run.shown.drops[0].rule->text == "-A INPUT -p tcp -m tcp --dport 81 -j DROP");
+    CHECK_FALSE(run.shown.drops[1].rule);
+    CHECK(run.shown.drops[1].site.kind == DropKind::hook);
+    CHECK(run.shown.drops[1].site.unknown.find("cannot have matched") != std::string::npos);
 
     cause.packets = 2;
     cause.bytes = 160;
-    pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
-    const Summary& summary = shown.summaries.back();
+    run.pipeline.summary(KernelCounts{{cause}, {}, {}}, 3 * second, true);
+    const Summary& summary = run.shown.summaries.back();
     REQUIRE(summary.causes.size() == 2);
     CHECK(summary.causes[0].packets == 1);
     CHECK(summary.causes[1].packets == 1);
@@ -890,10 +884,10 @@ TEST_CASE("a legacy rule that cannot have matched the packet is not said to have
     cause.id = 99;
     cause.key.offset = 500;
     cause.step[0].number = 6;
-    pipeline.drop(dead(4 * second, 83, IPPROTO_TCP), cause);
-    REQUIRE(shown.drops.size() == 3);
-    REQUIRE(shown.drops[2].rule);
-    CHECK(shown.drops[2].rule->number == 6u);
+    run.pipeline.drop(dead(4 * second, 83, IPPROTO_TCP), cause);
+    REQUIRE(run.shown.drops.size() == 3);
+    REQUIRE(run.shown.drops[2].rule);
+    CHECK(run.shown.drops[2].rule->number == 6u);
 }
 
 TEST_CASE("inference: a cause of the kernel's is split by rule, and the sum stays what the kernel has counted") {

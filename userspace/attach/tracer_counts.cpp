@@ -16,6 +16,17 @@
 #include "attach/tracer_state.h"
 
 namespace tsdroptrace::attach {
+namespace {
+
+// Entries that come or go meanwhile may be passed over, or met twice.
+template <typename Key>
+void for_each_key(int map, const auto& visit) {
+    Key key{};
+    for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
+        visit(key);
+}
+
+} // namespace
 
 void Tracer::State::keep_counts(const BpfObject& object) {
     const auto keep = [&]<typename T>(T*& place, const char* name) { place = object.variable<T>(name); };
@@ -87,22 +98,21 @@ std::optional<tsdt_cause> Tracer::cause(const tsdt_cause_key& key) const {
 
 std::vector<tsdt_cause> Tracer::causes() const {
     std::vector<tsdt_cause> all;
-    const int map = state_->shared().fd("causes");
-    tsdt_cause_key key{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &key); more == 0; more = bpf_map_get_next_key(map, &key, &key))
+    for_each_key<tsdt_cause_key>(state_->shared().fd("causes"), [&](const tsdt_cause_key& key) {
         if (auto value = cause(key))
             all.push_back(*value);
+    });
     return all;
 }
 
 std::vector<FlowCount> Tracer::flows() const {
     std::vector<FlowCount> all;
     const int map = state_->shared().fd("flows");
-    FlowCount flow{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &flow.key); more == 0;
-         more = bpf_map_get_next_key(map, &flow.key, &flow.key))
-        if (bpf_map_lookup_elem(map, &flow.key, &flow.packets) == 0)
+    for_each_key<tsdt_flow_key>(map, [&](const tsdt_flow_key& key) {
+        FlowCount flow{key, 0};
+        if (bpf_map_lookup_elem(map, &key, &flow.packets) == 0)
             all.push_back(flow);
+    });
     return all;
 }
 
@@ -138,11 +148,11 @@ std::optional<std::vector<tsdt_seen_count>> Tracer::seen() const {
         return std::nullopt;
     std::vector<tsdt_seen_count> all;
     const int map = state_->shared().fd("seen");
-    tsdt_seen_count count{};
-    for (int more = bpf_map_get_next_key(map, nullptr, &count.key); more == 0;
-         more = bpf_map_get_next_key(map, &count.key, &count.key))
-        if (bpf_map_lookup_elem(map, &count.key, &count.value) == 0)
+    for_each_key<tsdt_seen_key>(map, [&](const tsdt_seen_key& key) {
+        tsdt_seen_count count{key, {}};
+        if (bpf_map_lookup_elem(map, &key, &count.value) == 0)
             all.push_back(count);
+    });
     return all;
 }
 

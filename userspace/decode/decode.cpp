@@ -321,9 +321,11 @@ constexpr std::string_view waiting_places[] = {"__rtnl_unlock", "kfree_skb_list"
                                                "neigh_destroy"};
 
 bool may_have_waited(const DropSite& site) {
+    if (site.kind != DropKind::kernel)
+        return false;
     const auto begins = [&](std::string_view reason) { return site.reason.starts_with(reason); };
-    if (site.kind != DropKind::kernel || std::ranges::any_of(waiting_reasons, begins))
-        return site.kind == DropKind::kernel;
+    if (std::ranges::any_of(waiting_reasons, begins))
+        return true;
     const std::string_view place = symbol_of(site.location);
     return (site.reason == "NOT_SPECIFIED" || site.reason == "QUEUE_PURGE") &&
            (place.ends_with("_reset") || std::ranges::find(waiting_places, place) != std::end(waiting_places));

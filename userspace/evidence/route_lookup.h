@@ -16,8 +16,6 @@
 
 namespace tsdroptrace::evidence {
 
-constexpr std::uint32_t tailscale_table = 52;
-
 struct RouteQuestion {
     Address to;
     std::optional<Address> from; // an address of this machine, or with in_dev any

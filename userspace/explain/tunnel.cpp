@@ -2,7 +2,6 @@
 #include "explain/tunnel.h"
 
 #include <algorithm>
-#include <cstdint>
 
 #include <fmt/format.h>
 
@@ -10,9 +9,8 @@ namespace tsdroptrace::explain {
 namespace {
 
 bool may_be_of_others(const Route& route) {
-    constexpr std::uint32_t table_of_tailscale = 52;
     const bool host = route.matched.ends_with("/32") || route.matched.ends_with("/128");
-    return route.table == table_of_tailscale && route.matched.find('/') != std::string::npos && !host &&
+    return route.table == tailscale_table && route.matched.find('/') != std::string::npos && !host &&
            !route.matched.starts_with("fd7a:115c:a1e0:");
 }
 

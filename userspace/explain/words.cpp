@@ -217,7 +217,7 @@ std::string process_text(const std::optional<Process>& process) {
 std::string route(const Subject& s) {
     if (!s.drop.evidence || !s.drop.evidence->route || !s.drop.evidence->route->dev)
         return {};
-    constexpr std::uint32_t table_of_tailscale = 52, table_main = 254;
+    constexpr std::uint32_t table_main = 254;
     const Route& route = *s.drop.evidence->route;
     std::string text = *route.dev;
     if (route.gateway)
@@ -226,7 +226,7 @@ std::string route(const Subject& s) {
         return text;
     const std::string rule = rule_words(route);
     return text + fmt::format(" (table {}{}{}{})", route.table == table_main ? "main" : std::to_string(route.table),
-                              route.table == table_of_tailscale ? ", Tailscale's" : "", rule.empty() ? "" : ", ", rule);
+                              route.table == tailscale_table ? ", Tailscale's" : "", rule.empty() ? "" : ", ", rule);
 }
 
 std::string trimmed(std::string text) {
